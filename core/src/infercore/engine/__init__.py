@@ -1,0 +1,1 @@
+"""The control plane: sequences, KV blocks, scheduling, the step loop. No torch in here."""

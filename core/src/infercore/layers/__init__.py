@@ -1,0 +1,1 @@
+"""Building blocks that models share, over the operations that a backend supplies."""

@@ -1,0 +1,1 @@
+"""The torch data plane: loads checkpoints, runs steps, samples."""
