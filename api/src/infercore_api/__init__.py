@@ -1,0 +1,1 @@
+"""InferCore's supervisor, router and command line."""

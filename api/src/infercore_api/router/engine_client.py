@@ -1,0 +1,71 @@
+"""EngineClient: one engine as the router sees it, whatever lies between."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from infercore.engine.info import EngineInfo
+from infercore.engine.request import EngineStats, Output, Request
+
+Deliver: TypeAlias = Callable[[Output], None]
+"""Called on the event loop with each output of one request, in order; the last has a reason."""
+
+
+class EnginePhase(Enum):
+    """Where an engine is in its life, as `/health` tells it."""
+
+    STARTING = "starting"  # not connected yet, or restarting
+    LOADING = "loading"
+    WARMING = "warming"
+    READY = "ready"
+    DEAD = "dead"  # gave up; it will not come back
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """The phase, and how far it is: done of total, in the phase's own unit."""
+
+    phase: EnginePhase
+    done: int = 0
+    total: int = 0
+
+
+class EngineClient(ABC):
+    """Carries requests to one engine and outputs back. All methods are called on the event loop."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Connect, and keep connecting; returns at once."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Disconnect; live requests end with EngineUnavailable."""
+
+    @abstractmethod
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        """Send a request. Every request gets exactly one output with a finish reason.
+
+        If the engine dies, that output has reason ERROR and an EngineUnavailable.
+        Raises EngineUnavailable when no engine is ready.
+        """
+
+    @abstractmethod
+    def abort(self, request_id: int) -> None:
+        """End a request; nothing more is delivered for it. Unknown ids are ignored."""
+
+    @property
+    @abstractmethod
+    def state(self) -> EngineState:
+        """Phase and progress, from the last message."""
+
+    @property
+    @abstractmethod
+    def info(self) -> EngineInfo | None:
+        """None until the engine was ready for the first time."""
+
+    @property
+    @abstractmethod
+    def stats(self) -> EngineStats:
+        """Counters from the last heartbeat; all zero before it."""
