@@ -98,12 +98,13 @@ class Collective(Protocol):
 
 
 class Backend(ABC):
-    """One kind of hardware, as core's torch executor sees it. One instance per rank."""
+    """One kind of hardware, as core's torch executor sees it. One instance per rank.
+
+    Constructed without arguments; `configure` brings what the operator chose.
+    """
 
     name: ClassVar[str]
-
-    def __init__(self, config: ExecutorConfig) -> None:
-        self.config = config
+    config: ExecutorConfig
 
     @classmethod
     @abstractmethod
@@ -118,9 +119,15 @@ class Backend(ABC):
     def memory(self) -> tuple[int, int]:
         """(bytes that this process may use in all, bytes in use now), on the device."""
 
-    @classmethod
-    def capabilities(cls) -> Capabilities:
-        """What this backend can do, for any model."""
+    def configure(self, config: ExecutorConfig) -> None:
+        """Take what the operator chose; called once, before all that follows but `capabilities`.
+
+        Override to set up the device or its threads.
+        """
+        self.config = config
+
+    def capabilities(self) -> Capabilities:
+        """What this backend can do, for any model; constant after construction."""
         return Capabilities(
             dtypes=("bfloat16", "float32", "float16"),
             block_sizes=(16, 32, 64, 128),

@@ -164,7 +164,11 @@ class Handle(ABC):
 
 
 class Executor(ABC):
-    """Runs steps of one model on one device group. Called from one thread only."""
+    """Runs steps of one model on one device group. Called from one thread only.
+
+    Constructed without arguments; then, in this order: capabilities, load, memory, allocate_kv,
+    warm_up, and steps until shutdown.
+    """
 
     @classmethod
     @abstractmethod
@@ -176,8 +180,12 @@ class Executor(ABC):
         """What this executor can do; constant after construction."""
 
     @abstractmethod
-    def load(self, spec: ModelSpec, weights: Weights, progress: Progress) -> KVGroups:
+    def load(
+        self, spec: ModelSpec, weights: Weights, config: ExecutorConfig, progress: Progress
+    ) -> KVGroups:
         """Read the weights and build the model. Returns the KV groups that it needs.
+
+        config: resolved against `capabilities`, so its dtype and block size are legal here.
 
         Raises UnsupportedModel if an operation or kind has no implementation here.
         """
