@@ -10,8 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from infercore.capabilities import FULL, Capabilities
-from infercore.executor import Bucket, CopyDirection, Executor, ExecutorConfig, KVGroup, Memory, Probe
+from infercore.capabilities import FULL, Capabilities, Capability, Support
+from infercore.executor import (
+    Bucket,
+    CopyDirection,
+    Executor,
+    ExecutorConfig,
+    KVGroup,
+    Probe,
+)
 from infercore.kinds import Kind
 from infercore.model_spec import AttentionSpec
 from infercore.step import Int32
@@ -29,7 +36,7 @@ class AttentionBatch:
 
     query_start int32[R + 1], context_len int32[R], block_table int32[R, B], slot_mapping int64[T]:
     tensors on the device. `host_query_start` and `host_context_len` are the same as NumPy, so that
-    planning never waits for the device.
+    planning never waits for the device. fresh_blocks int64[F]: first handed out in this step.
     """
 
     query_start: "Tensor"
@@ -38,6 +45,7 @@ class AttentionBatch:
     slot_mapping: "Tensor"
     host_query_start: Int32
     host_context_len: Int32
+    fresh_blocks: "Tensor"
 
 
 class Attention(ABC):
@@ -119,6 +127,13 @@ class Backend(ABC):
     def memory(self) -> tuple[int, int]:
         """(bytes that this process may use in all, bytes in use now), on the device."""
 
+    def peak_memory(self) -> int:
+        """Most bytes in use since the last call, which starts anew.
+
+        The default is right for allocators that keep what was freed.
+        """
+        return self.memory()[1]
+
     def configure(self, config: ExecutorConfig) -> None:
         """Take what the operator chose; called once, before all that follows but `capabilities`.
 
@@ -133,7 +148,7 @@ class Backend(ABC):
             block_sizes=(16, 32, 64, 128),
             late_inputs=FULL,
             prompt_logprobs=FULL,
-            block_copy=FULL,
+            block_copy=Capability(Support.NOT_IMPLEMENTED, "no blocks are kept on the host"),
         )
 
     def ops(self) -> "Ops":
@@ -146,7 +161,7 @@ class Backend(ABC):
         """The attention, and the cache, of one KV group; specs[i] is the group's i-th layer."""
         from infercore.layers.attention import PagedAttention
 
-        return PagedAttention(group, specs, self.device(0), self.config)
+        return PagedAttention(group, specs, self.ops(), self.device(0), self.config)
 
     def compile(self, model: "torch.nn.Module", buckets: Sequence[Bucket]) -> "torch.nn.Module":
         """Lower the model for the planned shapes. The default runs it as it is."""
@@ -158,6 +173,12 @@ class Backend(ABC):
         from infercore.layers.linear import DenseLinear
 
         return DenseLinear(kind, self.device(0), self.config.dtype)
+
+    def pack_head(self, kind: Kind) -> PackedLinear:
+        """The output matrix: x float32 → logits float32. The default holds it in float32."""
+        from infercore.layers.linear import DenseLinear
+
+        return DenseLinear(kind, self.device(0), "float32")
 
     def collective(self, ranks: int) -> Collective:
         """The process group of this engine's ranks. The default serves one rank."""

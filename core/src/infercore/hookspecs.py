@@ -32,7 +32,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def register_backend() -> "type[Backend] | type[Executor]":  # type: ignore[empty-body]
+def register_backend() -> "type[Backend | Executor]":  # type: ignore[empty-body]
     """The class behind `--backend NAME`; NAME is that of the entry point, after `backend.`.
 
     Import the class inside the function: listing plugins must not import torch.

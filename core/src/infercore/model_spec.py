@@ -170,10 +170,11 @@ class ModelSpec:
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """{name: shape} of all that an unquantized checkpoint must hold."""
-        shapes = {self.embedding: (self.vocab_size, self.hidden_size)}
+        shapes: dict[str, tuple[int, ...]] = {self.embedding: (self.vocab_size, self.hidden_size)}
         if self.position_embedding is not None:
             shapes[self.position_embedding] = (self.max_position, self.hidden_size)
-        for part in (*self.linears(), *self.norms()):
+        parts: tuple[LinearSpec | NormSpec, ...] = (*self.linears(), *self.norms())
+        for part in parts:
             shapes.update(part.tensors())
         return shapes
 

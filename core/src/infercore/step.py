@@ -8,7 +8,6 @@ then reuses them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import TypeAlias
 
 import numpy as np
@@ -116,21 +115,11 @@ class LateInputs:
     drop: Bool
 
 
-class RowStatus(IntEnum):
-    """How a row of a step ended."""
-
-    OK = 0
-    NOT_SAMPLED = 1  # the row was not asked for a token (a prefill chunk before the last)
-    DROPPED = 2  # the late inputs said so
-    NOT_FINITE = 3  # NaN or +inf among its logits
-    NO_TOKEN = 4  # bans and masks left no token
-
-
 @dataclass(slots=True)
 class StepResult:
     """What one step produced.
 
-    tokens int32[R, K], n_tokens int32[R], status uint8[R] (`RowStatus`).
+    tokens int32[R, K], n_tokens int32[R], status uint8[R] (`sampling.RowStatus`).
     logprobs float32[R, K]: of the chosen tokens, from the model's own distribution.
     top_ids int32[R, K, N], top_logprobs float32[R, K, N]: likeliest first; N = the most any row
         asked for, 0 if none did. Rows that asked for fewer take their first few.
