@@ -302,7 +302,7 @@ def test_base_model_prefix_may_be_there_or_not(tmp_path: Path, prefix: str) -> N
 def write_sharded(path: Path, tensors: Tensors) -> dict[str, str]:
     """Two shards with an index; returns its weight map."""
     names = list(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, part in enumerate((names[:3], names[3:])):
         file = f"model-0000{i + 1}-of-00002.safetensors"
         (path / file).write_bytes(encode({name: tensors[name] for name in part}))

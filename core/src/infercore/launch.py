@@ -14,11 +14,12 @@ from infercore.config import EngineConfig
 from infercore.engine.engine import Engine
 from infercore.engine.info import EngineInfo
 from infercore.engine.kv_budget import require_one_sequence, split_blocks
+from infercore.engine.limits import EngineLimits
 from infercore.errors import ConfigError, HardwareUnavailable, UnsupportedModel
 from infercore.executor import Executor, ExecutorConfig, KVGroups, Memory, Progress
 from infercore.model_folder import ModelFolder
 from infercore.model_spec import ModelSpec
-from infercore.models.registry import model_spec
+from infercore.models.registry import ModelRegistry
 from infercore.plugins import PluginManager
 from infercore.quantization import QuantizationMethod
 from infercore.worker.hub import resolve
@@ -50,7 +51,7 @@ def launch(config: EngineConfig, progress: Progress = quiet) -> Launched:
     plugins = PluginManager()
     model = resolve(config.model, config.revision, progress=progress)
     folder = ModelFolder.open(model.path)
-    spec = model_spec(folder.config, plugins.model_families())
+    spec = ModelRegistry(plugins.model_families()).build(folder.config)
     method = quantization_method(plugins.quantization_methods(), spec, config.quantize)
     executor, devices = _executor(plugins, config.backend)
     try:
@@ -71,6 +72,7 @@ def _start(
     progress: Progress,
 ) -> Launched:
     capabilities = executor.capabilities()
+    require_architecture(config.backend, spec, capabilities)
     options = executor_config(config, spec, capabilities)
     weights = open_weights(folder.path, spec, method)
     groups = executor.load(spec, weights, options, progress)
@@ -109,8 +111,10 @@ def _start(
         late_inputs=bool(capabilities.late_inputs),
         batch_invariant=bool(capabilities.batch_invariant),
     )
-    limits = replace(config, max_model_len=max_model_len, max_input_len=max_input_len)
-    engine = Engine(executor, groups, num_blocks, limits, info.eos_ids, spec.vocab_size)
+    limits = EngineLimits.of(replace(config, max_input_len=max_input_len), max_model_len)
+    engine = Engine(
+        executor, groups, num_blocks, limits, eos_ids=info.eos_ids, vocab_size=spec.vocab_size
+    )
     return Launched(engine, info, executor)
 
 
@@ -144,6 +148,16 @@ def quantization_method(
         f"the checkpoint is quantized ({stated!r}), and no installed method reads that; "
         f"there are {names}. Install a plugin for it, or serve an unquantized checkpoint"
     )
+
+
+def require_architecture(backend: str, spec: ModelSpec, capabilities: Capabilities) -> None:
+    """Raises UnsupportedModel if the executor brings its own models, and this is none of them."""
+    own = capabilities.architectures
+    if own is not None and spec.architecture not in own:
+        raise UnsupportedModel(
+            f"backend {backend} runs models of its own, and {spec.architecture} is none of them; "
+            f"it has {', '.join(sorted(own))}. Serve one of those, or choose another --backend"
+        )
 
 
 def executor_config(

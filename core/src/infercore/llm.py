@@ -1,19 +1,19 @@
 """Offline use: `LLM(path).generate(prompts)`, without a server."""
 
-import random
+import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from infercore.config import EngineConfig
-from infercore.engine.request import FinishReason, Output, Request, TokenLogprobs
+from infercore.engine.request import EngineStats, FinishReason, Output, Request, TokenLogprobs
 from infercore.errors import InvalidRequest
 from infercore.launch import launch, quiet
-from infercore.sampling import MAX_SEED, SamplingParams
+from infercore.sampling import SamplingParams
 from infercore.text.detokenizer import Detokenizer
 from infercore.text.tokenizer import Tokenizer
 
@@ -47,11 +47,12 @@ class LLM:
     model: a local folder or a hub id. options: those of `EngineConfig` (dtype, backend,
         max_model_len, threads …). Raises ConfigError, in one of its kinds, if it cannot start.
 
-    A context manager; `close` frees the device.
+    A context manager; `close` frees the device. `engine` is the engine itself, `info` its facts.
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
         self._launched = launch(EngineConfig(model=str(model), **options), quiet)
+        self.engine = self._launched.engine
         self.info = self._launched.info
         self.tokenizer = Tokenizer(Path(self.info.model_path))
         self._next_id = 0
@@ -71,6 +72,11 @@ class LLM:
         """Free the device. Idempotent."""
         self._launched.close()
 
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's counters since it was built."""
+        return self.engine.stats()
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -88,7 +94,7 @@ class LLM:
         batch = _as_batch(prompts)
         params = _one_each(sampling_params, len(batch))
         streams: dict[int, _Stream] = {}
-        engine = self._launched.engine
+        engine = self.engine
         try:
             for prompt, sampling in zip(batch, params, strict=True):
                 stream = _Stream(self.tokenizer, self._token_ids(prompt), sampling)
@@ -99,7 +105,7 @@ class LLM:
         except BaseException:
             for request_id in streams:
                 engine.abort(request_id)
-            while engine.has_work():
+            while engine.has_work:
                 engine.step()
             raise
         return [stream.completion for stream in streams.values()]
@@ -108,10 +114,10 @@ class LLM:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
     def _run(self, streams: dict[int, "_Stream"], progress: bool) -> None:
-        engine = self._launched.engine
+        engine = self.engine
         with _bar() if progress else nullcontext() as bar:
             task = bar.add_task("Generating", total=len(streams)) if bar is not None else None
-            while engine.has_work():
+            while engine.has_work:
                 for output in engine.step():
                     stream = streams.get(output.request_id)
                     if stream is None or stream.ended:
@@ -140,7 +146,7 @@ class _Stream:
     def request(self, request_id: int) -> Request:
         sampling = self._sampling
         if sampling.seed is None:
-            sampling = replace(sampling, seed=random.randint(0, MAX_SEED))
+            sampling = replace(sampling, seed=secrets.randbits(64))
         return Request(
             request_id, self.completion.prompt_token_ids, sampling, arrival=time.monotonic()
         )
@@ -169,10 +175,12 @@ class _Stream:
         return self.ended
 
 
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> Iterable[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if len(prompts) > 0 and isinstance(prompts[0], int):
+        return [cast("Sequence[int]", prompts)]
+    return cast("Sequence[Prompt]", prompts)
 
 
 def _one_each(

@@ -78,8 +78,8 @@ def _to_json(
     )
 
 
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().astimezone().strftime(pattern)
 
 
 def make_environment() -> ImmutableSandboxedEnvironment:
@@ -133,7 +133,7 @@ class Renderer:
         probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
         try:
             text = self.render(name, {"messages": probe, "add_generation_prompt": True}, 1_000_000)
-        except Exception:  # a template may raise anything for what it does not expect
+        except Exception:  # noqa: BLE001 - a template may raise anything for what it does not expect
             return False
         return "probe" in text and "'text'" not in text and '"text"' not in text
 
@@ -150,7 +150,7 @@ def _answer(request: dict[str, Any], renderer: Renderer) -> dict[str, Any]:
         return {"error": error.message or type(error).__name__}
     except MemoryError:
         return {"error": "rendering took too much memory"}
-    except Exception as error:  # the boundary of a request: a template may raise anything
+    except Exception as error:  # noqa: BLE001 - the boundary of a request
         return {"error": f"{type(error).__name__}: {error}"}
 
 
