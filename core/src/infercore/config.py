@@ -20,6 +20,8 @@ class EngineConfig:
     max_num_seqs: most sequences in a step (TGI: --max-batch-size).
     max_batch_tokens: token budget of a step, prefill and decode together.
     num_blocks: KV blocks of every group, block 0 included; None = what memory allows.
+    kv_tokens: tokens that the KV cache holds (TGI: --max-batch-total-tokens); None = what memory
+        allows. It says the same as num_blocks, in tokens; give one of the two.
     memory_budget: bytes for weights, workspace and KV; None = the backend's limit.
     prefix_cache: reuse blocks of equal prefixes.
     step_ahead: submit the next step before the last one's result, where the backend can.
@@ -41,6 +43,7 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_batch_tokens: int = 2048
     num_blocks: int | None = None
+    kv_tokens: int | None = None
     memory_budget: int | None = None
     prefix_cache: bool = True
     step_ahead: bool = True
@@ -56,6 +59,7 @@ class EngineConfig:
             "max_input_len",
             "max_num_seqs",
             "max_batch_tokens",
+            "kv_tokens",
             "memory_budget",
             "max_waiting",
             "step_timeout",
@@ -69,6 +73,8 @@ class EngineConfig:
             raise ConfigError(
                 f"num_blocks must be at least 2 (block 0 is padding's). Given: {self.num_blocks}"
             )
+        if self.num_blocks is not None and self.kv_tokens is not None:
+            raise ConfigError("num_blocks and kv_tokens both size the KV cache; give one of them")
         if self.max_input_len and self.max_model_len and self.max_input_len >= self.max_model_len:
             raise ConfigError(
                 f"max_input_len ({self.max_input_len}) must be below max_model_len "

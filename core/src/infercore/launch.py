@@ -202,6 +202,8 @@ def _plan_kv(
     """Blocks of each group, and the longest sequence that they hold."""
     if config.num_blocks is not None:
         num_blocks = {group.name: config.num_blocks for group in groups}
+    elif config.kv_tokens is not None:
+        num_blocks = {g.name: -(-config.kv_tokens // g.block_size) + 1 for g in groups}
     else:
         num_blocks = split_blocks(
             groups,

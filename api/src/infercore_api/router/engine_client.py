@@ -20,6 +20,7 @@ class EnginePhase(Enum):
     LOADING = "loading"
     WARMING = "warming"
     READY = "ready"
+    DRAINING = "draining"  # finishes what it has, takes nothing new
     DEAD = "dead"  # gave up; it will not come back
 
 

@@ -1,52 +1,61 @@
 """RouterState: all that the HTTP routes share. It is built once, by the router's `main`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from infercore.engine.info import EngineInfo
+from infercore.errors import EngineUnavailable, InvalidRequest
 from infercore.text.chat_template import ChatTemplate
 from infercore.text.tokenizer import Tokenizer
+from infercore_api.observability.metrics import Metrics
 from infercore_api.router.engine_client import EngineClient
+from infercore_api.router.generation import Generator
+from infercore_api.router.options import RouterOptions
+from infercore_api.router.validation import Limits, Workers
+
+# what clients send when they were not told a name
+_ANY_MODEL = frozenset({"", "tgi", "dummy"})
 
 
-@dataclass(frozen=True, slots=True)
-class RouterOptions:
-    """What the operator chose for the HTTP side; how long prompts may be, the engine says.
-
-    model_names: names that clients may ask for; replies carry the first.
-    version: shown by `/info` and `system_fingerprint`.
-    max_concurrent_requests: sequences in work at once; one more is refused with 429.
-    max_best_of, max_stop_sequences, max_top_n_tokens: limits per request.
-    max_client_batch_size: most prompts in a completion request, and most choices per prompt.
-    payload_limit: bytes of a request body.
-    validation_workers: threads that tokenize.
-    write_timeout: seconds that a client may leave its stream unread before it is aborted.
-    keep_alive: seconds of silence in a stream before a comment is sent.
-    api_key: bearer token that POST requests must carry; None = none.
-    cors_allow_origin: origins for browsers; () = any.
-    """
-
-    model_names: tuple[str, ...]
-    version: str = "1.0.0"
-    max_concurrent_requests: int = 128
-    max_best_of: int = 2
-    max_stop_sequences: int = 4
-    max_top_n_tokens: int = 5
-    max_client_batch_size: int = 4
-    payload_limit: int = 2_000_000
-    validation_workers: int = 2
-    write_timeout: float = 30.0
-    keep_alive: float = 15.0
-    api_key: str | None = None
-    cors_allow_origin: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RouterState:
-    """One engine, one model's texts, one set of options.
-
-    chat_template: None if the model has none; chat requests are then refused.
-    """
+    """One engine, one model's texts, one set of options, and what is built from them."""
 
     engine: EngineClient
     tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
+    chat_template: ChatTemplate
     options: RouterOptions
+    metrics: Metrics = field(init=False)
+    generator: Generator = field(init=False)
+    workers: Workers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.engine)
+        self.generator = Generator(
+            self.engine, self.tokenizer, self.metrics, self.options.max_concurrent_requests
+        )
+        self.workers = Workers(self.options.validation_workers)
+
+    @property
+    def info(self) -> EngineInfo:
+        """The engine's facts. Raises EngineUnavailable before it was ready once."""
+        info = self.engine.info
+        if info is None:
+            phase = self.engine.state.phase.value
+            raise EngineUnavailable(f"The engine is not ready yet ({phase}); try again shortly")
+        return info
+
+    @property
+    def limits(self) -> Limits:
+        return Limits.of(self.options, self.info)
+
+    @property
+    def model_name(self) -> str:
+        """The name that replies carry."""
+        return self.options.model_names[0]
+
+    def check_model(self, name: str) -> None:
+        """Refuse a name that is not served; a URL and the clients' fillers mean any model."""
+        known = name in _ANY_MODEL or name in self.options.model_names
+        if not known and not name.startswith(("http://", "https://")):
+            names = ", ".join(f"`{name}`" for name in self.options.model_names)
+            raise InvalidRequest(f"The model `{name}` is not served here; use {names}", "model")

@@ -1,0 +1,198 @@
+"""An engine in another process, reached over one gRPC stream."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+
+import grpc
+import grpc.aio
+
+from infercore.engine import codec
+from infercore.engine import engine_pb2 as pb
+from infercore.engine.info import EngineInfo
+from infercore.engine.request import EngineStats, FinishReason, Output, Request
+from infercore.errors import EngineUnavailable
+from infercore_api.router.engine_client import Deliver, EngineClient, EnginePhase, EngineState
+
+log = logging.getLogger(__name__)
+
+RECONNECT_SECONDS = 0.1
+_CHANNEL_OPTIONS = (
+    *codec.UNLIMITED_MESSAGES,
+    ("grpc.use_local_subchannel_pool", 1),  # a new stream does not inherit an old one's back-off
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+_STARTING = EngineState(EnginePhase.STARTING)
+
+
+class GrpcEngineClient(EngineClient):
+    """Keeps one stream to the engine at `address`, and opens it again whenever it breaks.
+
+    address: gRPC's name of the engine, such as "unix:/run/…/engine.sock".
+    heartbeat_timeout: seconds without a message from a ready engine before it counts as lost.
+    on_ready: called each time that the engine becomes ready.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        heartbeat_timeout: float = 10.0,
+        on_ready: Callable[[EngineInfo], None] | None = None,
+    ) -> None:
+        self._address = address
+        self._heartbeat_timeout = heartbeat_timeout
+        self._on_ready = on_ready
+        self._live: dict[int, Deliver] = {}
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
+        self._state = _STARTING
+        self._info: EngineInfo | None = None
+        self._stats = EngineStats()
+        self._messages = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> EngineState:
+        return EngineState(EnginePhase.DRAINING) if self._draining else self._state
+
+    @property
+    def info(self) -> EngineInfo | None:
+        return self._info
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="engine client")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        self._lose("the server is shutting down")
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuse new requests and give the live ones so long. Returns whether all of them ended."""
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        if self._draining:
+            raise EngineUnavailable("The server is shutting down and takes no new requests")
+        if self._state.phase is not EnginePhase.READY:
+            raise EngineUnavailable(
+                f"The engine is not ready (it is {self._state.phase.value}); try again soon"
+            )
+        assert request.request_id not in self._live
+        self._live[request.request_id] = deliver
+        self._idle.clear()
+        self._outbox.put_nowait(codec.encode_submit(request))
+
+    def abort(self, request_id: int) -> None:
+        if self._live.pop(request_id, None) is None:
+            return
+        self._outbox.put_nowait(codec.encode_abort(request_id))
+        if not self._live:
+            self._idle.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._session()
+            except grpc.aio.AioRpcError as error:
+                # a socket that is not there yet is how every start looks
+                log.debug("the engine's stream broke: %s", error.details())
+            self._lose("the engine that ran this request died")
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _session(self) -> None:
+        """One stream, from its opening until it breaks. Raises AioRpcError."""
+        async with grpc.aio.insecure_channel(self._address, _CHANNEL_OPTIONS) as channel:
+            self._outbox = asyncio.Queue()
+            stream = channel.stream_stream(codec.METHOD)(_drain(self._outbox), wait_for_ready=True)
+            reader = asyncio.create_task(self._read(stream))
+            watcher = asyncio.create_task(self._watch())
+            try:
+                await asyncio.wait({reader, watcher}, return_when=asyncio.FIRST_COMPLETED)
+                if reader.done():
+                    reader.result()
+            finally:
+                reader.cancel()
+                watcher.cancel()
+
+    async def _read(self, stream: AsyncIterable[bytes]) -> None:
+        async for message in stream:
+            self._messages += 1
+            self._receive(pb.ToRouter.FromString(message))
+
+    async def _watch(self) -> None:
+        """Return when an engine that was ready has fallen silent."""
+        seen = -1
+        while seen != self._messages or self._state.phase is not EnginePhase.READY:
+            seen = self._messages
+            await asyncio.sleep(self._heartbeat_timeout)
+        log.error("no sign of life from the engine for %.1f s", self._heartbeat_timeout)
+
+    def _receive(self, message: pb.ToRouter) -> None:
+        body = message.WhichOneof("body")
+        if body == "outputs":
+            for output in codec.decode_outputs(message.outputs):
+                self._deliver(output)
+        elif body == "heartbeat":
+            self._stats = codec.decode_stats(message.heartbeat)
+        elif body == "hello":
+            self._info = codec.decode_info(message.hello)
+            self._state = EngineState(EnginePhase.READY)
+            if self._on_ready is not None:
+                self._on_ready(self._info)
+        elif body == "progress":
+            progress = message.progress
+            warming = progress.phase.startswith("warm")
+            phase = EnginePhase.WARMING if warming else EnginePhase.LOADING
+            self._state = EngineState(phase, progress.done, progress.total)
+
+    def _deliver(self, output: Output) -> None:
+        if output.finish_reason is None:
+            deliver = self._live.get(output.request_id)
+        else:
+            deliver = self._live.pop(output.request_id, None)
+            if not self._live:
+                self._idle.set()
+        if deliver is None:
+            return
+        if not _delivered(deliver, output):
+            self.abort(output.request_id)
+
+    def _lose(self, why: str) -> None:
+        """End every live request: their engine is gone."""
+        self._state = _STARTING
+        self._stats = EngineStats()
+        lost, self._live = self._live, {}
+        self._idle.set()
+        for request_id, deliver in lost.items():
+            error = EngineUnavailable(f"The request was not finished: {why}; it is safe to retry")
+            _delivered(deliver, Output(request_id, finish_reason=FinishReason.ERROR, error=error))
+
+
+def _delivered(deliver: Deliver, output: Output) -> bool:
+    """Whether the request took its output; its fault must not end the others' stream."""
+    try:
+        deliver(output)
+    except Exception:
+        log.exception("request %d is dropped: its output could not be used", output.request_id)
+        return False
+    return True
+
+
+async def _drain(outbox: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
+    while True:
+        yield await outbox.get()

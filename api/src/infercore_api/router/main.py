@@ -1,0 +1,113 @@
+"""`python -m infercore_api.router.main FD`: the router's process.
+
+FD is the socket to the supervisor (`infercore.child`); the configuration that arrives there is
+{"engine": gRPC address, "listen": descriptor of the listening socket, "model_path": folder,
+"json_output": bool, "graceful_timeout": seconds, "router": fields of RouterOptions}.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from infercore.child import ExitCode, Lifeline
+from infercore.engine.info import EngineInfo
+from infercore.errors import ConfigError
+from infercore.logs import configure_logging, debugging
+from infercore.plugins import PluginManager
+from infercore.text.chat_template import ChatTemplate
+from infercore.text.tokenizer import Tokenizer
+from infercore_api.router.app import create_app
+from infercore_api.router.grpc_engine_client import GrpcEngineClient
+from infercore_api.router.options import RouterOptions
+from infercore_api.router.state import RouterState
+
+log = logging.getLogger(__name__)
+
+_CLOSE_SECONDS = 3  # for answers that are complete and not yet read
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, without signal handlers of its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _options(fields: dict[str, Any]) -> RouterOptions:
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
+    }
+    return RouterOptions(**values)
+
+
+async def serve(lifeline: Lifeline) -> int:
+    """Serve until SIGTERM, then drain. Returns the process's exit code. Raises ConfigError."""
+    config = lifeline.config
+
+    def tell_ready(info: EngineInfo) -> None:
+        lifeline.report("ready", info=asdict(info))
+
+    engine = GrpcEngineClient(config["engine"], on_ready=tell_ready)
+    model = Path(config["model_path"])
+    template = ChatTemplate.open(model)
+    state = RouterState(engine, Tokenizer(model), template, _options(config["router"]))
+    app = create_app(state, PluginManager().register_routes)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_CLOSE_SECONDS,
+        )
+    )
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    await engine.start()
+    serving = asyncio.create_task(server.serve([socket.socket(fileno=config["listen"])]))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        drained = await engine.drain(config["graceful_timeout"])
+        if not drained:
+            log.warning("requests were cut after %.0f s of draining", config["graceful_timeout"])
+    finally:
+        await engine.close()
+        server.should_exit = True
+        await serving
+        template.close()
+        state.workers.close()
+    return 0 if drained else ExitCode.DRAIN_TIMEOUT
+
+
+def main() -> int:
+    lifeline = Lifeline(int(sys.argv[1]))
+    configure_logging("router", json_output=lifeline.config["json_output"])
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        return uvloop.run(serve(lifeline))
+    except ConfigError as error:
+        if debugging():
+            log.exception("the start was refused")
+        lifeline.report("refused", message=str(error), exit_code=error.exit_code)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # worker threads that tokenize must not hold the process

@@ -1,0 +1,125 @@
+"""The ASGI stack around the routes: request id and access log, authorization, body limits."""
+
+import hmac
+import re
+import time
+import uuid
+
+from fastapi import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infercore_api.observability.logs import RequestRecord, log_access
+from infercore_api.router.problems import problem_of
+
+_PLAIN_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RequestContext:
+    """Gives every request an id and a record, echoes the id, and writes one access line.
+
+    The id is the client's `x-request-id` or `x-amzn-trace-id` if it is plain ASCII, else drawn.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = RequestRecord(_request_id(scope), scope["method"], scope["path"])
+        scope.setdefault("state", {})["record"] = record
+        id_header = (b"x-request-id", record.request_id.encode())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message["headers"], id_header]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            record.seconds = time.monotonic() - record.started
+            log_access(record)
+
+
+class Authorization:
+    """Refuses POST requests without the key, as `Authorization: Bearer KEY` or `x-api-key: KEY`."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self.app = app
+        self._key = api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and not self._allows(scope):
+            error = HTTPException(
+                401,
+                "The API key is missing or wrong; send it as `Authorization: Bearer KEY`",
+                {"www-authenticate": "Bearer"},
+            )
+            await problem_of(error).response(scope["path"])(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _allows(self, scope: Scope) -> bool:
+        headers = dict(scope["headers"])
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        given = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        return hmac.compare_digest(given, self._key)
+
+
+class BodyLimit:
+    """Refuses bodies that are not JSON (415) or longer than `limit` bytes (413)."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        error = None
+        if length.isdigit() and int(length) > self._limit:
+            error = self._too_large()
+        elif not _is_json(headers.get(b"content-type", b"")):
+            error = HTTPException(
+                415, "The body must be JSON: send the header `Content-Type: application/json`"
+            )
+        if error is not None:
+            await problem_of(error).response(scope["path"])(scope, receive, send)
+            return
+        await self.app(scope, self._counted(receive), send)
+
+    def _counted(self, receive: Receive) -> Receive:
+        seen = 0
+
+        async def receive_counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                raise self._too_large()
+            return message
+
+        return receive_counted
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"The body is longer than {self._limit} bytes")
+
+
+def _is_json(content_type: bytes) -> bool:
+    kind = content_type.partition(b";")[0].strip().lower()
+    return kind == b"application/json" or kind.endswith(b"+json")
+
+
+def _request_id(scope: Scope) -> str:
+    headers = dict(scope["headers"])
+    for name in (b"x-request-id", b"x-amzn-trace-id"):
+        given: str = headers.get(name, b"").decode("latin-1")
+        if _PLAIN_ID.fullmatch(given):
+            return given
+    return uuid.uuid4().hex

@@ -1,0 +1,48 @@
+"""OpenAI's routes, as a plugin."""
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import JSONResponse
+
+from infercore.hookspecs import hookimpl
+from infercore_api.router.openai_chat import add_chat
+from infercore_api.router.openai_completions import add_completions
+from infercore_api.router.state import RouterState
+
+API_VERSION = (1, 0)
+
+
+@hookimpl
+def register_routes(app: FastAPI, state: RouterState) -> None:
+    router = APIRouter(tags=["OpenAI"])
+    add_chat(router, state)
+    add_completions(router, state)
+    _add_models(router, state)
+    app.include_router(router)
+
+
+def _add_models(router: APIRouter, state: RouterState) -> None:
+    created = int(time.time())
+
+    def model(name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": state.model_name,
+            "max_model_len": state.info.max_model_len,
+        }
+
+    @router.get("/v1/models")
+    async def models() -> JSONResponse:
+        """The names of the served model."""
+        names = state.options.model_names
+        return JSONResponse({"object": "list", "data": [model(name) for name in names]})
+
+    @router.get("/v1/models/{name:path}")
+    async def model_by_name(name: str) -> JSONResponse:
+        """One of them; names may hold slashes."""
+        state.check_model(name)
+        return JSONResponse(model(name))

@@ -1,0 +1,35 @@
+"""RouterOptions: what the operator chose for the HTTP side."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RouterOptions:
+    """What the operator chose for the HTTP side; how long prompts may be, the engine says.
+
+    model_names: names that clients may ask for; replies carry the first.
+    version: shown by `/info` and `system_fingerprint`.
+    max_concurrent_requests: sequences in work at once; one more is refused with 429.
+    max_best_of, max_stop_sequences, max_top_n_tokens: limits per request.
+    max_client_batch_size: most prompts in a completion request, and most choices per prompt.
+    payload_limit: bytes of a request body.
+    validation_workers: threads that tokenize.
+    write_timeout: seconds that a client may leave its stream unread before it is aborted.
+    keep_alive: seconds of silence in a stream before a comment is sent.
+    api_key: bearer token that POST requests must carry; None = none.
+    cors_allow_origin: origins for browsers; () = any.
+    """
+
+    model_names: tuple[str, ...]
+    version: str = "1.0.0"
+    max_concurrent_requests: int = 128
+    max_best_of: int = 2
+    max_stop_sequences: int = 4
+    max_top_n_tokens: int = 5
+    max_client_batch_size: int = 4
+    payload_limit: int = 2_000_000
+    validation_workers: int = 2
+    write_timeout: float = 30.0
+    keep_alive: float = 15.0
+    api_key: str | None = None
+    cors_allow_origin: tuple[str, ...] = ()

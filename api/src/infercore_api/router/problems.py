@@ -1,0 +1,154 @@
+"""Problems: one description of every refusal, told in the dialect of the path.
+
+TGI's paths answer `{"error", "error_type"}`, OpenAI's (`/v1/...`)
+`{"error": {"message", "type", "param", "code"}}`, in streams too.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from infercore.errors import (
+    EngineUnavailable,
+    GenerationFailed,
+    InvalidRequest,
+    Overloaded,
+    RequestError,
+    TemplateError,
+)
+
+
+class _Row(NamedTuple):
+    status: int
+    error_type: str
+    text: str  # TGI's sentence; {} is the error's own
+    openai_status: int
+    openai_type: str
+    code: str | None
+
+
+# the order matters only where classes inherit from each other
+_ROWS: dict[type[RequestError], _Row] = {
+    InvalidRequest: _Row(
+        422, "validation", "Input validation error: {}", 400, "invalid_request_error", None
+    ),
+    TemplateError: _Row(
+        422, "template_error", "Template error: {}", 400, "invalid_request_error", "template_error"
+    ),
+    Overloaded: _Row(
+        429, "overloaded", "Model is overloaded", 429, "rate_limit_error", "overloaded"
+    ),
+    GenerationFailed: _Row(
+        424,
+        "generation",
+        "Request failed during generation: {}",
+        500,
+        "server_error",
+        "generation_failed",
+    ),
+    EngineUnavailable: _Row(503, "unavailable", "{}", 503, "server_error", "engine_unavailable"),
+}
+_UNKNOWN_MODEL = _Row(
+    404, "validation", "Input validation error: {}", 404, "invalid_request_error", "model_not_found"
+)
+_INTERNAL = _Row(500, "incomplete_generation", "{}", 500, "server_error", "internal_error")
+_HTTP_NAMES = {
+    400: "bad_request",
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What went wrong, before it is put into a dialect. `name` is TGI's error type."""
+
+    row: _Row
+    message: str
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.row.error_type
+
+    def status(self, path: str) -> int:
+        return self.row.openai_status if speaks_openai(path) else self.row.status
+
+    def body(self, path: str) -> str:
+        """The error as one line of JSON."""
+        if not speaks_openai(path):
+            text = self.row.text.format(self.message)
+            return json.dumps({"error": text, "error_type": self.row.error_type})
+        return json.dumps(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": self.row.openai_type,
+                    "param": self.param,
+                    "code": self.row.code,
+                }
+            }
+        )
+
+    def response(self, path: str) -> Response:
+        return Response(
+            self.body(path), self.status(path), dict(self.headers), media_type="application/json"
+        )
+
+
+def speaks_openai(path: str) -> bool:
+    """Whether errors on this path have OpenAI's shape."""
+    return path.startswith("/v1/")
+
+
+def problem_of(error: BaseException) -> Problem:
+    """The problem that an exception stands for; what nobody raised on purpose is internal."""
+    match error:
+        case InvalidRequest(param="model"):
+            return Problem(_UNKNOWN_MODEL, str(error), "model")
+        case InvalidRequest():
+            return Problem(_ROWS[InvalidRequest], str(error), error.param)
+        case Overloaded():
+            wait = {"retry-after": f"{max(1, round(error.retry_after))}"}
+            return Problem(_ROWS[Overloaded], str(error), headers=wait)
+        case EngineUnavailable():
+            return Problem(_ROWS[EngineUnavailable], str(error), headers={"retry-after": "1"})
+        case GenerationFailed():
+            # the same request would most likely fail again
+            stop = {"x-should-retry": "false"}
+            return Problem(_ROWS[GenerationFailed], str(error), headers=stop)
+        case TemplateError():
+            return Problem(_ROWS[TemplateError], str(error), "messages")
+        case RequestValidationError():
+            return _body_problem(error.errors())
+        case HTTPException():
+            return _http_problem(error)
+        case _:
+            return Problem(_INTERNAL, "Internal server error. Its cause is in the server's log.")
+
+
+def _http_problem(error: HTTPException) -> Problem:
+    name = _HTTP_NAMES.get(error.status_code, "http_error")
+    kind = "authentication_error" if error.status_code == 401 else "invalid_request_error"
+    row = _Row(error.status_code, name, "{}", error.status_code, kind, name)
+    return Problem(row, str(error.detail), headers=error.headers or {})
+
+
+def _body_problem(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        detail = first.get("ctx", {}).get("error", "it cannot be parsed")
+        return _http_problem(HTTPException(400, f"The body is not valid JSON: {detail}"))
+    place = [str(part) for part in first["loc"] if part != "body"]
+    param = ".".join(place) or None
+    message = f"`{param}`: {first['msg']}" if param else f"The body: {first['msg']}"
+    return Problem(_ROWS[InvalidRequest], message, param)

@@ -1,0 +1,125 @@
+"""Limits: the one table that every front end checks a request against, and the steps around it."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from infercore.engine.info import EngineInfo
+from infercore.errors import InvalidRequest
+from infercore_api.router.options import RouterOptions
+
+T = TypeVar("T")
+
+
+class Body(BaseModel):
+    """A request body: exact types, unknown fields ignored, and null is the same as absent."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {name: value for name, value in data.items() if value is not None}
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may ask for; sizes in tokens. `total_len` is prompt and output together."""
+
+    best_of: int
+    stop_sequences: int
+    top_n_tokens: int
+    batch_size: int
+    input_len: int
+    total_len: int
+    vocab_size: int
+    prompt_logprobs: bool
+
+    @classmethod
+    def of(cls, options: RouterOptions, info: EngineInfo) -> "Limits":
+        return cls(
+            options.max_best_of,
+            options.max_stop_sequences,
+            options.max_top_n_tokens,
+            options.max_client_batch_size,
+            info.max_input_len,
+            info.max_model_len,
+            info.vocab_size,
+            info.prompt_logprobs,
+        )
+
+    def check_best_of(self, best_of: int) -> None:
+        if not 0 < best_of <= self.best_of:
+            raise InvalidRequest(
+                f"`best_of` must be > 0 and <= {self.best_of}. Given: {best_of}", "best_of"
+            )
+
+    def check_stop(self, stop: Sequence[str]) -> None:
+        if len(stop) > self.stop_sequences:
+            raise InvalidRequest(
+                f"`stop` supports up to {self.stop_sequences} stop sequences. Given: {len(stop)}",
+                "stop",
+            )
+
+    def check_top_n(self, count: int, param: str = "top_n_tokens") -> None:
+        if not 0 <= count <= self.top_n_tokens:
+            raise InvalidRequest(
+                f"`{param}` must be >= 0 and <= {self.top_n_tokens}. Given: {count}", param
+            )
+
+    def check_choices(self, count: int) -> None:
+        if not 0 < count <= self.batch_size:
+            raise InvalidRequest(f"`n` must be > 0 and <= {self.batch_size}. Given: {count}", "n")
+
+    def check_ids(self, ids: Iterable[int], param: str) -> None:
+        for token_id in ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise InvalidRequest(
+                    f"`{param}`: {token_id} is not a token id; the vocabulary has "
+                    f"{self.vocab_size}",
+                    param,
+                )
+
+    def check_prompt_logprobs(self, param: str) -> None:
+        if not self.prompt_logprobs:
+            raise InvalidRequest(
+                f"`{param}`: log-probabilities of the prompt are not supported by this engine",
+                param,
+            )
+
+    def fit(self, num_prompt: int, max_tokens: int | None, param: str = "inputs") -> int:
+        """The most tokens to generate after `num_prompt`; all that fit if None were asked for."""
+        name = "max_new_tokens" if param == "inputs" else "max_tokens"
+        if num_prompt == 0:
+            raise InvalidRequest(f"`{param}` cannot be empty", param)
+        if max_tokens is not None and num_prompt + max_tokens > self.total_len:
+            raise InvalidRequest(
+                f"`{param}` tokens + `{name}` must be <= {self.total_len}. Given: {num_prompt} "
+                f"`{param}` tokens and {max_tokens} `{name}`",
+                param,
+            )
+        if num_prompt > min(self.input_len, self.total_len - 1):
+            raise InvalidRequest(
+                f"`{param}` must have less than {self.input_len} tokens. Given: {num_prompt}",
+                param,
+            )
+        return self.total_len - num_prompt if max_tokens is None else max_tokens
+
+
+class Workers:
+    """The threads that tokenize and render, so that the event loop does neither."""
+
+    def __init__(self, count: int) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="validation")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)

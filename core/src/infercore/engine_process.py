@@ -1,0 +1,55 @@
+"""`python -m infercore.engine_process FD`: the engine's process, joined to the torch data plane.
+
+FD is the socket to the supervisor (`infercore.child`); the configuration that arrives there is
+{"socket": path, "json_output": bool, "engine": fields of EngineConfig}.
+"""
+
+import asyncio
+import faulthandler
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from infercore.child import ExitCode, Lifeline
+from infercore.config import EngineConfig
+from infercore.engine.server import EngineServer, Launched
+from infercore.errors import ConfigError, ExecutorLost
+from infercore.executor import Progress
+from infercore.logs import configure_logging, debugging
+
+log = logging.getLogger(__name__)
+
+
+def run(launch: Callable[[EngineConfig, Progress], Launched]) -> int:
+    """Serve the engine that `launch` builds until SIGTERM. Returns the process's exit code."""
+    lifeline = Lifeline(int(sys.argv[1]))
+    configure_logging("engine", json_output=lifeline.config["json_output"])
+    faulthandler.enable()  # SIGABRT from the supervisor prints all stacks, even if C code hangs
+    sys.setswitchinterval(0.0005)
+    config = EngineConfig(**lifeline.config["engine"])
+    server = EngineServer(partial(launch, config), config.step_timeout, lifeline.report)
+    try:
+        asyncio.run(server.serve(lifeline.config["socket"]))
+    except ConfigError as error:
+        if debugging():
+            log.exception("the start was refused")
+        lifeline.report("refused", message=str(error), exit_code=error.exit_code)
+        return error.exit_code
+    except ExecutorLost:
+        log.exception("the device is gone; this engine ends")
+        return ExitCode.EXECUTOR_LOST
+    return 0
+
+
+def main() -> None:
+    from infercore.launch import launch
+
+    code = run(launch)
+    sys.stderr.flush()
+    os._exit(code)  # a step that hangs, and its thread, must not hold the process
+
+
+if __name__ == "__main__":
+    main()
