@@ -8,7 +8,7 @@ import pytest
 
 from infercore import LLM, SamplingParams
 from infercore.engine.request import Request
-from infercore.worker.hub import DEMO
+from infercore.hub import DEMO
 
 TOKENS = 24
 GREEDY = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)

@@ -6,7 +6,7 @@ import pytest
 
 from infercore import LLM, SamplingParams
 from infercore.errors import CheckpointError, ConfigError, InvalidRequest, MemoryBudgetError
-from infercore.worker.hub import DEMO
+from infercore.hub import DEMO
 
 
 @pytest.fixture(scope="module")

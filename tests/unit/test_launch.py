@@ -9,6 +9,7 @@ import pytest
 from infercore.capabilities import Capabilities
 from infercore.config import EngineConfig
 from infercore.errors import ConfigError, UnsupportedModel
+from infercore.hub import demo_path
 from infercore.kinds import Kind
 from infercore.launch import executor_config, quantization_method, require_architecture
 from infercore.model_folder import read_config
@@ -17,7 +18,6 @@ from infercore.models.plugin import register_models
 from infercore.models.registry import ModelRegistry
 from infercore.quantization import QuantizationMethod, TensorFile
 from infercore.worker.dense_format import DenseFormat
-from infercore.worker.hub import demo_path
 
 CAN = Capabilities(
     dtypes=("bfloat16", "float32"), block_sizes=(32, 64), kv_dtypes=("auto", "float32")

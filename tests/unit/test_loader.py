@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infercore.errors import CheckpointError
+from infercore.hub import demo_path
 from infercore.kinds import Dense, Kind
 from infercore.model_folder import ModelFolder
 from infercore.model_spec import (
@@ -24,7 +25,6 @@ from infercore.model_spec import (
 )
 from infercore.quantization import QuantizationMethod, TensorFile
 from infercore.worker import loader
-from infercore.worker.hub import demo_path
 from infercore.worker.loader import CheckpointWeights, open_checkpoint, open_weights
 from infercore.worker.safetensors_file import SafetensorsFile
 

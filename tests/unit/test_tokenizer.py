@@ -8,8 +8,8 @@ import pytest
 from tokenizers import processors
 
 from infercore.errors import CheckpointError
+from infercore.hub import demo_path
 from infercore.text.tokenizer import Tokenizer, special_tokens
-from infercore.worker.hub import demo_path
 from text_tokenizers import byte_level, save, sentencepiece, wordpiece
 
 TEXT = "Once upon a time, naïve 日本 👩‍👩‍👧 said:\n  hello <|im_end|>"

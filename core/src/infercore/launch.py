@@ -17,12 +17,12 @@ from infercore.engine.kv_budget import require_one_sequence, split_blocks
 from infercore.engine.limits import EngineLimits
 from infercore.errors import ConfigError, HardwareUnavailable, UnsupportedModel
 from infercore.executor import Executor, ExecutorConfig, KVGroups, Memory, Progress
+from infercore.hub import resolve
 from infercore.model_folder import ModelFolder
 from infercore.model_spec import ModelSpec
 from infercore.models.registry import ModelRegistry
 from infercore.plugins import PluginManager
 from infercore.quantization import QuantizationMethod
-from infercore.worker.hub import resolve
 from infercore.worker.loader import open_weights
 
 WARM_UP_SECONDS = 600.0

@@ -121,7 +121,7 @@ def _resolve(
     config: EngineConfig, progress: Callable[[str, int, int], None]
 ) -> tuple[EngineConfig, Path]:
     """Download what is missing, with progress; the engine then finds that very commit."""
-    from infercore.worker.hub import resolve
+    from infercore.hub import resolve
 
     model = resolve(config.model, config.revision, progress=progress)
     if model.commit:

@@ -126,7 +126,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_sharded(path: Path, index: Path) -> Checkpoint:
-    weight_map = _read_index(index)
+    weight_map = read_index(index)
     files = sorted(set(weight_map.values()))
     absent = [name for name in files if not (path / name).is_file()]
     if absent:
@@ -141,7 +141,8 @@ def _open_sharded(path: Path, index: Path) -> Checkpoint:
     return Checkpoint(shards.values())
 
 
-def _read_index(index: Path) -> dict[str, str]:
+def read_index(index: Path) -> dict[str, str]:
+    """{tensor: file} of an index. Raises CheckpointError if it is damaged or leaves its folder."""
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         pairs = {str(name): str(file) for name, file in weight_map.items()}
