@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from infercore.worker.hub import demo_path
+from infercore.hub import demo_path
 from infercore_api.cli.flags import FLAGS, TGI_ONLY
 from infercore_api.cli.options import parse_size, serve_options
 from infercore_api.cli.reference import flags_markdown

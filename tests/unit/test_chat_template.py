@@ -16,9 +16,9 @@ import pytest
 
 import infercore
 from infercore.errors import CheckpointError, InvalidRequest, TemplateError
+from infercore.hub import demo_path
 from infercore.text.chat_template import ChatTemplate, read_templates
 from infercore.text.template_process import TemplateProcess
-from infercore.worker.hub import demo_path
 
 USER = {"role": "user", "content": "hi"}
 PLAIN = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -68,7 +68,7 @@ def switch() -> Iterator[ChatTemplate]:
 
 
 def say(template: ChatTemplate, text: str, **variables: Any) -> str:
-    return template.render([{"role": "user", "content": text}], **variables)
+    return template.render([{"role": "user", "content": text}], variables=variables)
 
 
 def test_the_demos_prompt(demo: ChatTemplate) -> None:
@@ -218,9 +218,11 @@ def test_parts_become_text_where_the_template_takes_only_text(demo: ChatTemplate
 def test_tools_choose_the_tool_template() -> None:
     named = {"default": "plain {{ x }}", "tool_use": "tools {{ y }}"}
     with ChatTemplate(named, {}) as template:
-        assert template.render([USER], x=1) == "plain 1"
-        assert template.render([USER], tools=[{"type": "function"}], y=2) == "tools 2"
-        assert template.render([USER], tools=[], x=3) == "plain 3"
+        assert template.render([USER], variables={"x": 1}) == "plain 1"
+        assert (
+            template.render([USER], tools=[{"type": "function"}], variables={"y": 2}) == "tools 2"
+        )
+        assert template.render([USER], tools=[], variables={"x": 3}) == "plain 3"
 
 
 def write(path: Path, name: str, value: object) -> None:

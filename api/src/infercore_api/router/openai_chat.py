@@ -42,7 +42,7 @@ def add_chat(router: APIRouter, state: RouterState) -> None:
 def _prepare(state: RouterState, body: ChatBody) -> Sequence[Prompt]:
     """Render and tokenize; runs on a worker thread."""
     messages = [message.for_template() for message in body.messages]
-    text = state.chat_template.render(messages, **body.chat_template_kwargs)
+    text = state.chat_template.render(messages, variables=body.chat_template_kwargs)
     # the template wrote the special tokens itself
     ids = state.tokenizer.encode(text, add_special_tokens=False)
     max_tokens = state.limits.fit(len(ids), body.most_tokens, "messages")

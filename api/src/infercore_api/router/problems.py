@@ -148,6 +148,8 @@ def _body_problem(errors: Sequence[Mapping[str, Any]]) -> Problem:
     if first["type"] == "json_invalid":
         detail = first.get("ctx", {}).get("error", "it cannot be parsed")
         return _http_problem(HTTPException(400, f"The body is not valid JSON: {detail}"))
+    if first["type"] == "missing" and first["loc"] == ("body",):
+        return _http_problem(HTTPException(400, "The body is empty; send a JSON object"))
     place = [str(part) for part in first["loc"] if part != "body"]
     param = ".".join(place) or None
     message = f"`{param}`: {first['msg']}" if param else f"The body: {first['msg']}"

@@ -23,9 +23,23 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            return {name: value for name, value in data.items() if value is not None}
-        return data
+        if not isinstance(data, dict):
+            return data
+        for name, value in data.items():
+            if not _is_unicode(value):
+                raise InvalidRequest(
+                    f"`{name}` holds half of a surrogate pair, which is no character", str(name)
+                )
+        return {name: value for name, value in data.items() if value is not None}
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all texts in lists of texts are; objects check their own."""
+    if isinstance(value, list):
+        return all(map(_is_unicode, value))
+    if not isinstance(value, str) or value.isascii():
+        return True
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +116,7 @@ class Limits:
             raise InvalidRequest(
                 f"`{param}` tokens + `{name}` must be <= {self.total_len}. Given: {num_prompt} "
                 f"`{param}` tokens and {max_tokens} `{name}`",
-                param,
+                name,
             )
         if num_prompt > min(self.input_len, self.total_len - 1):
             raise InvalidRequest(

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from infercore.errors import CheckpointError, InvalidRequest, TemplateError
@@ -63,7 +63,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         """The prompt for `messages`, special tokens included.
 
@@ -90,9 +90,10 @@ class ChatTemplate:
             "messages": chat,
             "tools": tools and list(tools),
             "add_generation_prompt": add_generation_prompt and not continued,
+            **variables,
         }
         size = sum(_text_size(message) for message in chat)
-        text = self._ask(name, own | variables, self._max_output + size)
+        text = self._ask(name, own, self._max_output + size)
         return _cut(text, tag) if continued else text
 
     def close(self) -> None:
