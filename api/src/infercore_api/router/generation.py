@@ -112,10 +112,10 @@ class Choice:
         """Take one output of the engine."""
         if output.token_ids:
             self._time(output)
-        on_token, push = self._generation.on_token, self._detokenizer.push
+        on_token, push = self._generation.on_token, self._detokenizer.push_one
         ids, logprobs = output.token_ids, output.logprobs
         for i, token_id in enumerate(ids):
-            text = push((token_id,))
+            text = push(token_id)
             reason = output.finish_reason if i + 1 == len(ids) else None
             if self._detokenizer.stop_string is not None:
                 if output.finish_reason is None:

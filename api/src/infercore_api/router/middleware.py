@@ -28,7 +28,8 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         record = RequestRecord(_request_id(scope), scope["method"], scope["path"])
-        scope.setdefault("state", {})["record"] = record
+        # `send` itself is for events of a stream: each layer above would cost a call per token
+        scope.setdefault("state", {}).update(record=record, send=send)
         id_header = (b"x-request-id", record.request_id.encode())
 
         async def send_with_id(message: Message) -> None:

@@ -100,6 +100,7 @@ class EventStream(Response):
             await response(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        send = scope["state"]["send"]
         while True:
             body = "".join(self._pending)
             self._pending.clear()

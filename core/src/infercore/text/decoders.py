@@ -38,6 +38,7 @@ class Pieces(dict[int, bytes]):
     def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int], decoder: Any) -> None:
         super().__init__(dict.fromkeys(hidden, b""))
         self._tokenizer = tokenizer
+        self.texts = Texts(self)
         self._steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
         self.strip_first = any(step["type"] == "Strip" for step in self._steps)
 
@@ -102,18 +103,41 @@ def _byte_level_alphabet() -> dict[str, int]:
 BYTE_LEVEL = _byte_level_alphabet()
 
 
+class Texts(dict[int, str | None]):
+    """{token id: its piece as text}, filled on first use; None where it is no whole UTF-8."""
+
+    def __init__(self, pieces: "Pieces") -> None:
+        super().__init__()
+        self._pieces = pieces
+
+    def __missing__(self, token_id: int) -> str | None:
+        try:
+            text = self._pieces[token_id].decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token_id] = text
+        return text
+
+
 class PieceDecoder:
     """Concatenates pieces and reads them as UTF-8; bytes that are not become U+FFFD."""
 
-    __slots__ = ("_pieces", "_strip", "_utf8")
+    __slots__ = ("_pieces", "_strip", "_texts", "_unfinished", "_utf8")
 
     def __init__(self, pieces: Pieces, *, begins_text: bool) -> None:
         self._pieces = pieces
+        self._texts = pieces.texts
+        self._unfinished = False  # bytes of a character wait for the rest of it
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip = begins_text and pieces.strip_first
 
     def push(self, token_id: int) -> str:
+        if not self._unfinished and not self._strip:
+            whole = self._texts[token_id]
+            if whole is not None:
+                return whole
         text = self._utf8.decode(self._pieces[token_id])
+        self._unfinished = self._utf8.getstate()[0] != b""
         if self._strip and text:
             self._strip = False
             return text.removeprefix(" ")

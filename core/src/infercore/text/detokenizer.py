@@ -44,14 +44,15 @@ class Detokenizer:
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Text that became final with these ids; "" after a stop."""
-        parts = []
-        for token_id in token_ids:
-            if self.stop_string is not None:
-                break
-            self.num_tokens += 1
-            text = self._decoder.push(token_id)
-            parts.append(text if self._stops is None or not text else self._scan(text))
-        return "".join(parts)
+        return "".join([self.push_one(token_id) for token_id in token_ids])
+
+    def push_one(self, token_id: int) -> str:
+        """`push` of one id: the path of a streamed token."""
+        if self.stop_string is not None:
+            return ""
+        self.num_tokens += 1
+        text = self._decoder.push(token_id)
+        return text if self._stops is None or not text else self._scan(text)
 
     def flush(self) -> str:
         """The rest, at the end of the stream; "" after a stop."""
