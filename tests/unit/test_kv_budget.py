@@ -1,6 +1,7 @@
 """KV blocks are split by what is free, and never beyond what a group can use."""
 
 import pytest
+
 from infercore.engine.kv_budget import require_one_sequence, split_blocks
 from infercore.errors import MemoryBudgetError
 from infercore.executor import GroupKind, KVGroup

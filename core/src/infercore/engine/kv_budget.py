@@ -38,10 +38,12 @@ def split_blocks(
     ]
 
     def bytes_for(blocks: int) -> int:
-        return sum(g.bytes_per_block * min(blocks, cap) for g, cap in zip(groups, caps))
+        return sum(
+            g.bytes_per_block * min(blocks, cap) for g, cap in zip(groups, caps, strict=True)
+        )
 
     blocks = bisect_right(range(max(caps) + 1), free, key=bytes_for) - 1
-    return {group.name: min(blocks, cap) for group, cap in zip(groups, caps)}
+    return {group.name: min(blocks, cap) for group, cap in zip(groups, caps, strict=True)}
 
 
 def longest_sequence(

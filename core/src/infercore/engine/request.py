@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from infercore.errors import RequestError
 from infercore.sampling import SamplingParams
@@ -62,8 +62,7 @@ class Request:
     constraint: Constraint | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
+class TokenLogprobs(NamedTuple):
     """Log-probabilities at one position: the token's own, and the likeliest with theirs."""
 
     logprob: float

@@ -1,0 +1,221 @@
+"""Random traffic: whatever happens around it, a request gets what it would get alone."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_traffic import Driver, Received, make_engine, prompt
+from faults import Fault
+from infercore.engine.kv_budget import blocks_per_sequence
+from infercore.engine.request import FinishReason, Request
+from infercore.sampling import SamplingParams
+from numpy_executor import NumpyExecutor
+from toy_model import NoRepeat, ToyModel, expected
+
+LONGEST = 32
+TRAFFIC = settings(max_examples=80, deadline=None, derandomize=True)
+FAILURES = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@dataclass
+class Visit:
+    """A request that comes before step `arrives`; `leaves`: steps until it is aborted, if it is."""
+
+    request: Request
+    arrives: int
+    leaves: int | None = None
+
+
+@dataclass
+class Traffic:
+    """One run: the machine, its limits, and who comes when."""
+
+    model: ToyModel
+    machine: dict[str, Any]
+    limits: dict[str, Any]
+    visits: list[Visit] = field(default_factory=list)
+
+
+SAMPLING: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 0.7, 1.5]),
+        "top_k": st.sampled_from([0, 5]),
+        "top_p": st.sampled_from([1.0, 0.8]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3]),
+        "frequency_penalty": st.sampled_from([0.0, 0.5]),
+        "logit_bias": st.sampled_from([{}, {1: 4.0}, {7: 3.0, 9: -100.0}]),
+        "max_tokens": st.integers(1, 9),
+        "min_tokens": st.integers(0, 3),
+        "stop_token_ids": st.sampled_from([(), (5, 7, 11, 13)]),
+        "ignore_eos": st.booleans(),
+        "logprobs": st.sampled_from([None, 0, 2]),
+        "prompt_logprobs": st.sampled_from([None, None, 0, 3]),
+    }
+)
+CONSTRAINTS = st.sampled_from(
+    [None, None, None, NoRepeat(), NoRepeat(), NoRepeat(fails_at=2), NoRepeat(stuck_at=1)]
+)
+
+
+@st.composite
+def visits(draw: st.DrawFn, request_id: int) -> Visit:
+    """A prompt shares its beginning with others of the same `start`."""
+    start, length = draw(st.integers(0, 1)), draw(st.integers(1, 22))
+    shared = draw(st.integers(0, length))
+    ids = prompt(shared, start) + prompt(length - shared, 10 + request_id)
+    constraint = draw(CONSTRAINTS)
+    resumed = draw(st.integers(0, 3)) if constraint is None else 0
+    request = Request(
+        request_id,
+        ids,
+        SamplingParams(seed=request_id, **draw(SAMPLING)),
+        output_ids=prompt(resumed, 3),
+        attempt=int(resumed > 0),
+        priority=draw(st.integers(-1, 1)),
+        cache_salt=draw(st.sampled_from([b"", b"", b"tenant"])),
+        arrival=draw(st.sampled_from([0.0, 1.0, 2.0])),
+        constraint=constraint,
+    )
+    leaves = draw(st.sampled_from([None, None, None, 0, 1, 2, 5, 9]))
+    return Visit(request, draw(st.integers(0, 12)), leaves)
+
+
+@st.composite
+def traffics(draw: st.DrawFn) -> Traffic:
+    model = ToyModel(draw(st.sampled_from([(None,), (None,), (None, 5), (3,), (7, None)])))
+    machine = {
+        "block_size": draw(st.sampled_from([1, 2, 4])),
+        "max_in_flight": draw(st.sampled_from([2, 2, 1])),
+        "tokens_per_step": draw(st.sampled_from([1, 1, 3])),
+        "late_inputs": draw(st.booleans()),
+    }
+    budget = draw(st.sampled_from([1, 3, 8, 32]))
+    need = max(
+        blocks_per_sequence(group, LONGEST, budget) for group in model.groups(machine["block_size"])
+    )
+    limits = {
+        "num_blocks": 1 + need + draw(st.sampled_from([0, 1, 3, 10, 40])),
+        "max_model_len": LONGEST,
+        "max_num_seqs": draw(st.sampled_from([1, 2, 5])),
+        "max_batch_tokens": budget,
+        "prefix_cache": draw(st.booleans()),
+        "step_ahead": draw(st.booleans()),
+        "max_overtake": draw(st.sampled_from([0.0, 2.0])),
+    }
+    count = draw(st.integers(1, 9))
+    return Traffic(model, machine, limits, [draw(visits(i + 1)) for i in range(count)])
+
+
+def run(traffic: Traffic, *faults: Fault) -> tuple[Driver, dict[int, Received]]:
+    """Play the traffic to its end."""
+    executor = NumpyExecutor(traffic.model, faults=faults, **traffic.machine)
+    driver = Driver(make_engine(executor, **traffic.limits))
+    for number in range(24):
+        for visit in traffic.visits:
+            if visit.arrives == number:
+                driver.engine.add(visit.request)
+            if visit.leaves is not None and visit.arrives + visit.leaves == number:
+                driver.engine.abort(visit.request.request_id)
+        preemptions = driver.engine.stats().preemptions
+        outputs = driver.step()
+        if not faults and driver.engine.stats().preemptions > preemptions:
+            left = driver.engine.stats().running or any(each.finish_reason for each in outputs)
+            assert left, "the last running sequence was preempted"
+    return driver, driver.run()
+
+
+def assert_as_alone(visit: Visit, got: Received, model: ToyModel) -> None:
+    """All of the answer, or its beginning if the request was aborted on the way."""
+    want = expected(visit.request, model, LONGEST)
+    if got.reason is FinishReason.ABORT:
+        assert visit.leaves is not None
+        assert got.tokens == want.tokens[: len(got.tokens)]
+        return
+    assert (got.tokens, got.reason) == (want.tokens, want.reason)
+    sampling = visit.request.sampling
+    if sampling.logprobs is not None:
+        assert got.logprobs == want.logprobs
+    if want.tokens and not visit.request.output_ids:
+        assert got.prompt_logprobs == want.prompt_logprobs
+
+
+@TRAFFIC
+@given(traffics())
+def test_everyone_gets_what_they_would_get_alone(traffic: Traffic) -> None:
+    driver, received = run(traffic)
+    assert received.keys() == {visit.request.request_id for visit in traffic.visits}
+    for visit in traffic.visits:
+        assert_as_alone(visit, received[visit.request.request_id], traffic.model)
+    stats = driver.engine.stats()
+    assert stats.generated_tokens == sum(len(got.tokens) for got in received.values())
+    assert stats.failed_steps == 0
+
+
+@st.composite
+def failures(draw: st.DrawFn) -> tuple[Traffic, list[Fault]]:
+    """Traffic in which some requests fail every step that they reach a position in."""
+    traffic = draw(traffics())
+    faults = []
+    for visit in draw(st.lists(st.sampled_from(traffic.visits), max_size=3, unique_by=id)):
+        request, nan, named = visit.request, draw(st.booleans()), draw(st.booleans())
+        known = len(request.prompt_ids) + len(request.output_ids)
+        faults.append(
+            Fault(
+                seed=request.request_id,
+                position=draw(st.integers(0, known + 2)),
+                nan=nan,
+                named=named,
+                at_submit=draw(st.booleans()) and not nan,
+                retryable=draw(st.booleans()),
+                kv_intact=draw(st.booleans()),
+            )
+        )
+    return traffic, faults
+
+
+def must_fail(visit: Visit, fault: Fault, traffic: Traffic) -> bool | None:
+    """None: it may. The last token is not computed, unless a step ahead does it for nothing."""
+    known = len(visit.request.prompt_ids) + len(visit.request.output_ids)
+    want = expected(visit.request, traffic.model, LONGEST)
+    tokens = len(want.tokens)
+    if not tokens and want.reason is FinishReason.LENGTH:
+        return False  # resumed at its end: it never runs
+    if known > fault.position:
+        return True
+    if traffic.machine["tokens_per_step"] > 1:  # a fault sees where a row begins only
+        return None if known + tokens > fault.position else False
+    return known + tokens - 1 > fault.position
+
+
+@FAILURES
+@given(failures())
+def test_who_fails_ends_alone(given: tuple[Traffic, list[Fault]]) -> None:
+    traffic, faults = given
+    _, received = run(traffic, *faults)
+    by_seed = {fault.seed: fault for fault in faults}
+    for visit in traffic.visits:
+        got, fault = received[visit.request.request_id], by_seed.get(visit.request.request_id)
+        fails = fault is not None and must_fail(visit, fault, traffic)
+        if fails is None:
+            fails = got.reason is FinishReason.ERROR
+        if not fails:
+            assert_as_alone(visit, got, traffic.model)
+            continue
+        want = expected(visit.request, traffic.model, LONGEST)
+        assert got.reason in (FinishReason.ERROR, FinishReason.ABORT)
+        assert got.tokens == want.tokens[: len(got.tokens)]
+
+
+@FAILURES
+@given(traffics(), st.integers(0, 30), st.booleans(), st.booleans())
+def test_a_failure_that_passes_ends_nobody(
+    traffic: Traffic, step: int, at_submit: bool, kv_intact: bool
+) -> None:
+    """The planted step may have one row only: who failed alone once is tried again."""
+    fault = Fault(step=step, at_submit=at_submit, kv_intact=kv_intact)
+    driver, received = run(traffic, fault)
+    for visit in traffic.visits:
+        assert_as_alone(visit, received[visit.request.request_id], traffic.model)
+    assert driver.engine.stats().failed_steps <= 1
