@@ -10,7 +10,7 @@ from infercore import LLM, SamplingParams
 from infercore.engine.request import Request
 from infercore.hub import DEMO
 
-TOKENS = 24
+TOKENS = 12
 GREEDY = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
 SEEDED = SamplingParams(
     temperature=0.9, top_k=40, top_p=0.95, seed=11, max_tokens=TOKENS, ignore_eos=True

@@ -17,10 +17,10 @@ Nothing here keeps state: the same seed, position and logits give the same token
 after a preemption, in any company.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from numbers import Integral, Real
 from typing import TypeAlias
 
 import numpy as np
@@ -62,7 +62,7 @@ class SamplingParams:
       logprobs: None = none; 0 = the chosen token's; n = also the n likeliest.
       prompt_logprobs: the same for the tokens of the prompt.
 
-    Raises InvalidRequest, with `param` set, for a value out of range or not finite.
+    Raises InvalidRequest, with `param` set, for a value of a wrong type or out of range.
     """
 
     temperature: float = 1.0
@@ -84,17 +84,17 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        else:
-            object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop", _texts(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        for name, low, high, low_open, high_open in _RANGES:
-            _check_range(name, getattr(self, name), low, high, low_open, high_open)
+        for name, low, high, low_open in _RANGES:
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                _check_number(name, value)
+                _check_range(name, value, low, high, low_open)
+        _check_ids("stop_token_ids", self.stop_token_ids)
+        _check_ids("logit_bias", self.logit_bias)
         for token, bias in self.logit_bias.items():
-            if token < 0:
-                raise InvalidRequest(f"logit_bias: {token} is not a token id", "logit_bias")
-            if math.isnan(bias) or bias == math.inf:
+            if not bias <= LARGEST:
                 raise InvalidRequest(f"logit_bias: {bias} for token {token}", "logit_bias")
 
     @property
@@ -110,37 +110,49 @@ class SamplingParams:
         )
 
 
-# name, low, high, low is excluded, high is excluded; None of a value passes
-_RANGES: tuple[tuple[str, float, float, bool, bool], ...] = (
-    ("temperature", 0.0, math.inf, False, True),
-    ("top_k", -1, MAX_COUNT, False, False),
-    ("top_p", 0.0, 1.0, True, False),
-    ("typical_p", 0.0, 1.0, True, False),
-    ("min_p", 0.0, 1.0, False, False),
-    ("repetition_penalty", 0.0, math.inf, True, True),
-    ("frequency_penalty", -2.0, 2.0, False, False),
-    ("presence_penalty", -2.0, 2.0, False, False),
-    ("seed", 0, MAX_SEED, False, False),
-    ("max_tokens", 1, MAX_COUNT, False, False),
-    ("min_tokens", 0, MAX_COUNT, False, False),
-    ("logprobs", 0, MAX_COUNT, False, False),
-    ("prompt_logprobs", 0, MAX_COUNT, False, False),
+LARGEST = 1e38  # of a number that is rounded to float32
+# name, low, high, low is excluded
+_RANGES: tuple[tuple[str, float, float, bool], ...] = (
+    ("temperature", 0.0, LARGEST, False),
+    ("top_k", -1, MAX_COUNT, False),
+    ("top_p", 0.0, 1.0, True),
+    ("typical_p", 0.0, 1.0, True),
+    ("min_p", 0.0, 1.0, False),
+    ("repetition_penalty", 0.0, LARGEST, True),
+    ("frequency_penalty", -2.0, 2.0, False),
+    ("presence_penalty", -2.0, 2.0, False),
+    ("seed", 0, MAX_SEED, False),
+    ("max_tokens", 1, MAX_COUNT, False),
+    ("min_tokens", 0, MAX_COUNT, False),
+    ("logprobs", 0, MAX_COUNT, False),
+    ("prompt_logprobs", 0, MAX_COUNT, False),
 )
+_WHOLE = {"top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs"}
+_OPTIONAL = {"seed", "max_tokens", "logprobs", "prompt_logprobs"}  # may be None
 
 
-def _check_range(
-    name: str, value: float | None, low: float, high: float, low_open: bool, high_open: bool
-) -> None:
-    if value is None:
-        return
-    inside = (low < value if low_open else low <= value) and (
-        value < high if high_open else value <= high
-    )
-    if not inside:  # NaN compares false, so it lands here too
-        left, right = "(" if low_open else "[", ")" if high_open else "]"
-        raise InvalidRequest(
-            f"{name} must be in {left}{low:g}, {high:g}{right}. Given: {value}", name
-        )
+def _texts(texts: str | Iterable[str]) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _check_number(name: str, value: object) -> None:
+    whole = name in _WHOLE
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        kind = "an integer" if whole else "a number"
+        raise InvalidRequest(f"{name} must be {kind}. Given: {value!r}", name)
+
+
+def _check_range(name: str, value: float, low: float, high: float, low_open: bool) -> None:
+    left = "(" if low_open else "["
+    # NaN compares false, so it is refused too
+    if not ((low < value if low_open else low <= value) and value <= high):
+        raise InvalidRequest(f"{name} must be in {left}{low:g}, {high:g}]. Given: {value}", name)
+
+
+def _check_ids(name: str, ids: Iterable[object]) -> None:
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int | np.integer) or token < 0:
+            raise InvalidRequest(f"{name}: {token!r} is not a token id", name)
 
 
 # --- noise -------------------------------------------------------------------------------------
@@ -269,7 +281,8 @@ def keep_typical(ids: _Int64, scores: _Float32, typical_p: float) -> _Int64:
 def keep_min_p(ids: _Int64, scores: _Float32, min_p: float) -> _Int64:
     """Tokens at least min_p times as likely as the likeliest survivor (Nguyen et al. 2024)."""
     weights = _weights(scores[ids])
-    return ids[weights >= min_p * weights.max()]
+    kept: _Int64 = ids[weights >= min_p * weights.max()]
+    return kept
 
 
 def _weights(scores: _Float32) -> _Float64:
@@ -292,7 +305,7 @@ class RowStatus(IntEnum):
     OK = 0
     NOT_SAMPLED = 1  # the row was not asked for a token (a prefill chunk before the last)
     DROPPED = 2  # the late inputs said so
-    NOT_FINITE = 3  # NaN or +inf among its logits
+    NOT_FINITE = 3  # NaN or +inf among its logits, or among what penalties made of them
     NO_TOKEN = 4  # bans and masks left no token
 
 
@@ -315,12 +328,13 @@ def process(
     banned: Sequence[int] = (),
 ) -> _Float32:
     """The stages before temperature: masks, bias, penalties. float32 [V] → float32 [V]."""
-    scores = mask(logits, allowed, banned)
-    scores = bias(scores, params.logit_bias)
-    if params.repetition_penalty != 1:
-        seen = np.concatenate([np.asarray(ids, np.int64) for ids in (prompt_ids, output_ids)])
-        scores = penalize_repetition(scores, seen, params.repetition_penalty)
-    return penalize_frequency(scores, output_ids, params.frequency_penalty, params.presence_penalty)
+    frequency, presence = params.frequency_penalty, params.presence_penalty
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        scores = bias(mask(logits, allowed, banned), params.logit_bias)
+        if params.repetition_penalty != 1:
+            seen = np.concatenate([np.asarray(ids, np.int64) for ids in (prompt_ids, output_ids)])
+            scores = penalize_repetition(scores, seen, params.repetition_penalty)
+        return penalize_frequency(scores, output_ids, frequency, presence)
 
 
 def survivors(scores: _Float32, params: SamplingParams) -> _Int64:
@@ -344,13 +358,10 @@ def choose(
 ) -> Choice:
     """Choose the next token of one sequence.
 
-    logits: float32 [V], the model's own. prompt_ids, output_ids: what came before; `position` is
-    the index of the chosen token in the whole sequence. allowed: bool [V], a grammar's mask.
-    banned: ids that must not come now (stop ids before min_tokens). All ids are below V.
-    The log-probability is the model's own, before any stage.
+    logits: float32 [V], the model's own, of which the log-probability is. prompt_ids, output_ids:
+    what came before; `position` is the chosen token's index in the whole sequence. allowed:
+    bool [V], a grammar's mask. banned: ids that must not come now (stop ids before min_tokens).
     """
-    if np.isnan(logits).any() or (logits == np.inf).any():
-        return Choice(0, 0.0, RowStatus.NOT_FINITE)
     scores = process(
         logits,
         params,
@@ -359,6 +370,8 @@ def choose(
         allowed=allowed,
         banned=banned,
     )
+    if not (_finite(logits) and _finite(scores)):
+        return Choice(0, 0.0, RowStatus.NOT_FINITE)
     if scores.max() == -np.inf:
         return Choice(0, 0.0, RowStatus.NO_TOKEN)
     if params.greedy:
@@ -370,10 +383,15 @@ def choose(
     return Choice(token, float(log_softmax(logits)[token]), RowStatus.OK)
 
 
+def _finite(scores: _Float32) -> bool:
+    return bool(scores.max() < np.inf)  # a NaN is the maximum, and is below nothing
+
+
 def log_softmax(logits: _Float32) -> _Float32:
     """Log-probabilities of the model's own distribution: float64 inside, rounded to float32."""
     shifted = logits.astype(np.float64) - logits.max()
-    return (shifted - np.log(np.exp(shifted).sum())).astype(np.float32)
+    logprobs: _Float64 = shifted - np.log(np.exp(shifted).sum())
+    return logprobs.astype(np.float32)
 
 
 def top_logprobs(logits: _Float32, n: int) -> tuple[_Int64, _Float32]:

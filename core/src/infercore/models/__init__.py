@@ -1,1 +1,1 @@
-"""Model families: each turns its `config.json` into a ModelSpec. No torch in here."""
+"""Model families: what turns a `config.json` into a ModelSpec. No torch in here."""
