@@ -1,0 +1,13 @@
+"""InferCore's CPU backend: the plugin module. Importing it does not import torch."""
+
+from infercore.backend import Backend
+from infercore.hookspecs import hookimpl
+
+API_VERSION = (1, 0)
+
+
+@hookimpl
+def register_backend() -> type[Backend]:
+    from infercore_cpu.backend import CpuBackend
+
+    return CpuBackend
