@@ -77,12 +77,13 @@ class MemoryEngine(EngineClient):
         token_ids: list[int],
         reason: FinishReason | None = None,
         error: Exception | None = None,
+        cached_tokens: int = 0,
     ) -> None:
         """Deliver one output with so many tokens."""
         deliver = self._deliver[request_id] if reason is None else self._deliver.pop(request_id)
         asked = self.requests[request_id].sampling.logprobs
         logprobs = None if asked is None else [TokenLogprobs(-0.5)] * len(token_ids)
-        output = Output(request_id, token_ids, logprobs, reason)
+        output = Output(request_id, token_ids, logprobs, reason, cached_tokens=cached_tokens)
         output.error = error  # type: ignore[assignment]
         deliver(output)
 

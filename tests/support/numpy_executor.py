@@ -260,12 +260,12 @@ class NumpyExecutor(Executor):
         assert ids.tolist() == known[positions[0] : positions[-1] + 1], "not the sequence's tokens"
         inputs: NDArray[Any] = ids
         for layer in range(2):
-            total: UInt64 = np.zeros(len(ids), np.uint64)
+            total = np.zeros(len(ids), np.uint64)
             for g in range(len(self.groups)):
                 values = self.model.write(layer, g, inputs, positions)
                 total = total + self._attend(g, layer, step.block_table[g, row], values, positions)
             inputs = total
-        return total
+        return inputs
 
     def _attend(
         self, group: int, layer: int, table: Int32, values: UInt64, positions: Int32
@@ -275,6 +275,7 @@ class NumpyExecutor(Executor):
         context = np.arange(positions[-1] + 1)
         places = table[context // size] * size + context % size
         own = places[positions]
+        assert (own >= size).all(), "rule (i): a token writes to block 0"
         if layer == 0:
             again = written[own]
             assert (kv[own][again] == values[again]).all(), "a written place gets other contents"
@@ -356,6 +357,8 @@ class NumpyExecutor(Executor):
     ) -> Choice:
         init, position = slot.init, len(slot.ids)
         assert position >= step.sample_positions[row]
+        most = init.sampling.max_tokens
+        assert most is None or len(slot.output) < most, "rule (g): the length is overrun"
         assert int(step.seeds[row]) == (init.sampling.seed or 0)
         return choose(
             logits,

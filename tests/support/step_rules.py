@@ -36,7 +36,7 @@ def check_shapes(
 def check_blocks(
     step: Step,
     block_size: int,
-    handed_out: Sequence[set[int]],
+    handed_out: list[set[int]],
     in_flight: Sequence[Sequence[AbstractSet[int]]],
 ) -> None:
     """A step writes only to blocks of its own. Adds its fresh blocks to those handed out.

@@ -77,14 +77,14 @@ class ToyModel:
     def hidden(self, ids: Sequence[int]) -> UInt64:
         """What the head sees at every position, computed in one piece without any cache."""
         positions = np.arange(len(ids))
-        inputs: Ints = np.array(ids, np.int64)
+        inputs: NDArray[Any] = np.array(ids, np.int64)
         for layer in range(2):
-            total: UInt64 = np.zeros(len(ids), np.uint64)
+            total = np.zeros(len(ids), np.uint64)
             for group in range(len(self.windows)):
                 stored = self.write(layer, group, inputs, positions)
                 total = total + self.read(group, stored, positions)
             inputs = total
-        return total
+        return inputs
 
 
 class NoRepeat:

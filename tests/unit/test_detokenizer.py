@@ -6,12 +6,12 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_tokenizers import byte_level, metaspace, save, sentencepiece, wordpiece
 
+from infercore.hub import demo_path
 from infercore.text.detokenizer import Detokenizer
 from infercore.text.stops import StopMatcher
 from infercore.text.tokenizer import Tokenizer
-from infercore.worker.hub import demo_path
+from text_tokenizers import byte_level, metaspace, save, sentencepiece, wordpiece
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 KINDS = ("demo", "byte_level", "llama", "gemma", "wordpiece", "metaspace")

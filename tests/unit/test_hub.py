@@ -244,8 +244,7 @@ def test_ctrl_c_ends_a_download(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.repository(REPO).push(small(WEIGHTS))
     hub.stalled.add("model.safetensors")
     code = (
-        "from infercore.hub import resolve\n"
-        f"resolve({REPO!r}, None, progress=lambda *step: None)"
+        f"from infercore.hub import resolve\nresolve({REPO!r}, None, progress=lambda *step: None)"
     )
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1"}
     process = subprocess.Popen(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infercore.worker.hub import demo_path
+from infercore.hub import demo_path
 
 DEMO = demo_path()
 

@@ -71,6 +71,7 @@ class Capabilities:
       block_sizes: legal tokens per KV block, best first.
       static_dimensions: dimensions that must be planned; empty = any shape.
       weight_kinds: kinds multiplied natively ("dense", "int_grouped", …); core dequantizes others.
+      batch_tokens: a step's token budget that suits the device, where the operator names none.
       max_in_flight: steps that may be unresolved at once, 1 or 2.
       tokens_per_step: most tokens that one row can yield in one step.
       collectives: names of the process-group kinds it can join; empty = one rank only.
@@ -90,6 +91,7 @@ class Capabilities:
     kv_dtypes: tuple[str, ...] = ("auto",)
     static_dimensions: tuple[StaticDimension, ...] = ()
     weight_kinds: tuple[str, ...] = ("dense",)
+    batch_tokens: int = 2048
     max_in_flight: int = 1
     tokens_per_step: int = 1
     collectives: tuple[str, ...] = ()
@@ -107,5 +109,7 @@ class Capabilities:
             raise ValueError("a backend declares at least one dtype and one block size")
         if self.max_in_flight not in (1, 2):
             raise ValueError(f"max_in_flight is 1 or 2, not {self.max_in_flight}")
+        if self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens is at least 1, not {self.batch_tokens}")
         if self.tokens_per_step < 1:
             raise ValueError(f"tokens_per_step is at least 1, not {self.tokens_per_step}")

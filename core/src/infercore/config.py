@@ -18,7 +18,8 @@ class EngineConfig:
     max_model_len: longest sequence, prompt and output (TGI: --max-total-tokens).
     max_input_len: longest prompt (TGI: --max-input-tokens).
     max_num_seqs: most sequences in a step (TGI: --max-batch-size).
-    max_batch_tokens: token budget of a step, prefill and decode together.
+    max_batch_tokens: token budget of a step, prefill and decode together; None = the backend's
+        best.
     num_blocks: KV blocks of every group, block 0 included; None = what memory allows.
     kv_tokens: tokens that the KV cache holds (TGI: --max-batch-total-tokens); None = what memory
         allows. It says the same as num_blocks, in tokens; give one of the two.
@@ -41,7 +42,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_input_len: int | None = None
     max_num_seqs: int = 64
-    max_batch_tokens: int = 2048
+    max_batch_tokens: int | None = None
     num_blocks: int | None = None
     kv_tokens: int | None = None
     memory_budget: int | None = None

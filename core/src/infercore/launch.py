@@ -99,7 +99,7 @@ def _start(
         max_model_len=max_model_len,
         max_input_len=max_input_len,
         max_num_seqs=config.max_num_seqs,
-        max_batch_tokens=config.max_batch_tokens,
+        max_batch_tokens=options.max_batch_tokens,
         block_size=options.block_size,
         kv_blocks=sum(num_blocks.values()),
         kv_tokens=kv_tokens,
@@ -111,7 +111,9 @@ def _start(
         late_inputs=bool(capabilities.late_inputs),
         batch_invariant=bool(capabilities.batch_invariant),
     )
-    limits = EngineLimits.of(replace(config, max_input_len=max_input_len), max_model_len)
+    limits = EngineLimits.of(
+        replace(config, max_input_len=max_input_len), max_model_len, options.max_batch_tokens
+    )
     engine = Engine(
         executor, groups, num_blocks, limits, eos_ids=info.eos_ids, vocab_size=spec.vocab_size
     )
@@ -183,7 +185,7 @@ def executor_config(
         kv_dtype=dtype if kv_dtype == "auto" else kv_dtype,
         block_size=block_size,
         max_num_seqs=config.max_num_seqs,
-        max_batch_tokens=max(config.max_batch_tokens, config.max_num_seqs),
+        max_batch_tokens=config.max_batch_tokens or capabilities.batch_tokens,
         max_model_len=config.max_model_len or spec.max_position,
         memory_budget=config.memory_budget,
         threads=config.threads,

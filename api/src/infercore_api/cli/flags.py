@@ -192,7 +192,8 @@ FLAGS: tuple[Flag, ...] = (
         "max-batch-prefill-tokens",
         int,
         BATCHING,
-        "Token budget of a step: decodes first, then chunks of prompts. TGI bounds a prefill "
+        "Token budget of a step: decodes first, then chunks of prompts; by default what suits the "
+        "backend. TGI bounds a prefill "
         "batch by it; here longer prompts are cut into chunks.",
         "engine.max_batch_tokens",
     ),

@@ -83,7 +83,7 @@ def bind(hostname: str, port: int) -> socket.socket:
 def url_of(listener: socket.socket) -> str:
     """What a client on this machine would call."""
     host, port = listener.getsockname()[:2]
-    host = _LOOPBACK_OF.get(host, host)
+    host = str(_LOOPBACK_OF.get(host, host))
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

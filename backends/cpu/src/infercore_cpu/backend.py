@@ -1,5 +1,6 @@
 """The CPU as a Backend, on torch's own operations."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from infercore.backend import Backend, PackedLinear
 from infercore.capabilities import FULL, Capabilities, Capability, Support
-from infercore.executor import ExecutorConfig, Probe
+from infercore.executor import Executor, ExecutorConfig, Probe
 from infercore.kinds import Kind
 from infercore_cpu import host
 
@@ -52,6 +53,12 @@ class CpuBackend(Backend):
         del rank
         return torch.device("cpu")
 
+    def executor(self) -> Executor:
+        # Before torch loads its threads: those that wait actively take the cores from the engine's
+        # and the router's, and a step then takes many times as long. The operator's choice wins.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        return super().executor()
+
     def configure(self, config: ExecutorConfig) -> None:
         import torch
 
@@ -85,6 +92,7 @@ class CpuBackend(Backend):
             dtypes=("bfloat16", "float32", "float16"),
             kv_dtypes=("auto", "float32", "bfloat16", "float16"),
             block_sizes=(16, 32, 64, 128),
+            batch_tokens=512,  # a longer chunk of a prompt keeps other streams waiting for seconds
             max_in_flight=2,
             late_inputs=FULL,
             prompt_logprobs=FULL,

@@ -31,13 +31,13 @@ class EngineLimits:
     max_waiting: int = 1024
 
     @classmethod
-    def of(cls, config: EngineConfig, max_model_len: int) -> "EngineLimits":
-        """The limits that `config` sets, with the context length that memory allows."""
+    def of(cls, config: EngineConfig, max_model_len: int, max_batch_tokens: int) -> "EngineLimits":
+        """The limits that `config` sets, with what memory allows and the backend prefers."""
         return cls(
             max_model_len=max_model_len,
             max_input_len=config.max_input_len,
             max_num_seqs=config.max_num_seqs,
-            max_batch_tokens=config.max_batch_tokens,
+            max_batch_tokens=max_batch_tokens,
             prefix_cache=config.prefix_cache,
             step_ahead=config.step_ahead,
             max_overtake=config.max_overtake,

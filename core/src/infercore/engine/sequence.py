@@ -86,7 +86,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         if sampling.prompt_logprobs is not None and not request.output_ids:
-            self.prompt_logprobs = [None] * self.prompt_len
+            self.prompt_logprobs = [None for _ in range(self.prompt_len)]
         self.num_scheduled = self.num_pending = self.in_flight = self.row = 0
         self.forget()
 

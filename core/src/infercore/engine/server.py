@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -234,7 +234,9 @@ class EngineServer:
             self._report("heartbeat", steps=stats.steps)
             self._broadcast(codec.encode_heartbeat(stats))
 
-    async def _connect(self, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+    async def _connect(
+        self, messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]"
+    ) -> None:
         """Serve one router's stream until it ends."""
         self._stream_count += 1
         stream = _Stream(self._stream_count)
@@ -245,7 +247,7 @@ class EngineServer:
             stream.outbox.put_nowait(codec.encode_progress(*self._last_progress))
         writer = asyncio.create_task(_write(context, stream.outbox))
         try:
-            while (message := await context.read()) is not grpc.aio.EOF:
+            async for message in messages:
                 self._receive(stream, message)
         except _BrokenProtocol as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -253,12 +255,12 @@ class EngineServer:
             # its router is gone, or this server ends: the stream ends too, and that is no error
             log.debug("stream %d was cancelled", stream.number)
         finally:
-            writer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await writer
             del self._streams[stream.number]
             for request_id in stream.live:
                 self._inbox.put(stream.number * _ID_SPACE + request_id)
+            writer.cancel()  # last: a write that failed raises what it failed with
+            with contextlib.suppress(asyncio.CancelledError):
+                await writer
 
     def _receive(self, stream: _Stream, encoded: bytes) -> None:
         try:
@@ -296,8 +298,8 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
     """Routes the one method; messages stay bytes, the codec reads them."""
 
     def __init__(self, connect: Callable[..., Any]) -> None:
-        async def stream(_: Any, context: Any) -> None:
-            await connect(context)
+        async def stream(messages: Any, context: Any) -> None:
+            await connect(messages, context)
 
         self._method = grpc.stream_stream_rpc_method_handler(stream)
 
