@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from numbers import Integral, Real
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -87,7 +87,7 @@ class SamplingParams:
         object.__setattr__(self, "stop", _texts(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for name, low, high, low_open in _RANGES:
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 _check_number(name, value)
                 _check_range(name, value, low, high, low_open)
@@ -231,8 +231,8 @@ def penalize_frequency(
 ) -> _Float32:
     """score − frequency · count, then − presence where the count is not 0 (OpenAI)."""
     counts = np.bincount(np.asarray(output_ids, np.int64), minlength=len(scores))
-    scores = scores - np.float32(frequency) * counts.astype(np.float32)
-    return np.where(counts > 0, scores - np.float32(presence), scores)
+    lowered: _Float32 = scores - np.multiply(np.float32(frequency), counts, dtype=np.float32)
+    return np.where(counts > 0, lowered - np.float32(presence), lowered)
 
 
 def scale(scores: _Float32, temperature: float) -> _Float32:

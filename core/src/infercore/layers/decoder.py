@@ -136,11 +136,11 @@ class DecoderLayer(nn.Module):
         x = self.attention(x, angles, plans)
         if self.post_attention is not None:
             x, _ = self.post_attention(x)
-        x, residual = self.pre_mlp(x, residual)
+        x, summed = self.pre_mlp(x, residual)
         x = self.mlp(x)
         if self.post_mlp is not None:
             x, _ = self.post_mlp(x)
-        return x, residual
+        return x, summed
 
 
 def _optional_norm(ops: Ops, spec: NormSpec | None) -> Norm | None:
