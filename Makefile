@@ -1,0 +1,75 @@
+# The project's verbs. A fresh machine needs Python 3.11, pip, git, make and a C++ compiler.
+
+PYTHON  ?= python3
+BACKEND ?= cpu
+ARGS    ?=
+JOBS    ?= 2
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ROOMS  := core backends/$(BACKEND) api
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+INPUTS := pyproject.toml constraints.txt $(ROOMS:%=%/pyproject.toml)
+SERVING := $(VENV)/serving-$(BACKEND)
+DEV     := $(VENV)/dev-$(BACKEND)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve dev test check check-all format lint mypy pyright imports wheels bench clean
+
+help: ## show the verbs
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+serve: $(SERVING) ## serve the bundled model on port 3000; ARGS="--port 8000" passes options
+	@exec $(BIN)/infercore serve --backend $(BACKEND) $(ARGS)
+
+dev: $(DEV) ## install every room editable, with all that tests and checks need; BACKEND=cpu
+
+test: $(DEV) ## run the tests that need no accelerator
+	$(PYTEST) -m "not slow" $(ARGS)
+
+check: format lint mypy pyright imports ## formatting, lint, types, import rules: what CI asks
+
+check-all: check $(DEV) ## check, and every test, those of minutes too
+	$(PYTEST) $(ARGS)
+
+format: $(DEV)
+	$(BIN)/ruff format --check .
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+
+mypy: $(DEV)
+	$(BIN)/mypy
+
+pyright: $(DEV)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: $(DEV)
+	$(BIN)/lint-imports
+
+wheels: $(DEV) ## build every room's wheel into dist/
+	rm -rf dist
+	for room in $(ROOMS); do $(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist $$room || exit; done
+
+bench: $(SERVING) ## measure offline and over HTTP; ARGS passes options
+	@exec $(BIN)/infercore bench --backend $(BACKEND) $(ARGS)
+
+clean: ## remove what these verbs made
+	rm -rf $(VENV) .venv-wheels dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The rooms go in with one command, so that each finds the others here and nowhere else.
+$(SERVING): $(INPUTS) | $(BIN)/python
+	@echo "Installing InferCore for serving into $(VENV): a minute or two, once"
+	$(PIP) install -c constraints.txt $(ROOMS:%=-e %)
+	@touch $@
+
+$(DEV): $(INPUTS) | $(BIN)/python
+	@echo "Installing InferCore for development into $(VENV): a minute or two, once"
+	$(PIP) install -c constraints.txt $(ROOMS:%=-e %) '.[dev]'
+	@touch $@ $(SERVING)
