@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```(\w*)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
@@ -33,7 +33,7 @@ def page(name: str) -> str:
 
 
 def blocks(text: str) -> list[Block]:
-    """Every fenced block that names its language, in order."""
+    """Every fenced block, in order."""
     return [Block(*groups) for groups in _FENCE.findall(text)]
 
 

@@ -39,7 +39,7 @@ class Probe:
     """Whether the hardware is there.
 
     available: False makes `reason` say what is missing and what to install.
-    devices: a readable name per device ("AMD EPYC, 2 threads").
+    devices: a readable name per device ("a CPU of 2 threads").
     """
 
     available: bool

@@ -5,7 +5,6 @@ run. A start is stopped only by a refused backend that was asked for, and by two
 one name; any other plugin that cannot be used is logged and left out.
 """
 
-import inspect
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,16 +84,19 @@ def installed() -> Iterator[Candidate]:
     """The entry points of our group, from metadata alone; the first on sys.path wins a name."""
     seen: set[str] = set()
     for dist in distributions():
-        name = dist.metadata["Name"]
-        if not name or (key := name.lower().replace("_", "-").replace(".", "-")) in seen:
-            continue
-        seen.add(key)
         try:
+            metadata = dist.metadata
+            if "Name" not in metadata:
+                continue
+            name, version = metadata["Name"], metadata["Version"]
             entries = dist.entry_points.select(group=GROUP)
-        except Exception as error:  # noqa: BLE001 - somebody else's file, in any state
-            _log.warning("entry points of %s %s cannot be read: %s", name, dist.version, error)
+        except Exception as error:  # noqa: BLE001 - somebody else's files, in any state
+            _log.warning("a distribution in %s cannot be read: %s", dist.locate_file(""), error)
             continue
-        yield from (Candidate(entry, name, dist.version) for entry in entries)
+        key = name.lower().replace("_", "-").replace(".", "-")
+        if key not in seen:
+            yield from (Candidate(entry, name, version) for entry in entries)
+        seen.add(key)
 
 
 class PluginManager:
@@ -102,6 +104,7 @@ class PluginManager:
 
     candidates: what there is to choose from; None = what is installed. The environment variable
         INFERCORE_PLUGINS, names with commas between, hides all others: for finding a culprit.
+        Unset or empty, it hides none.
     """
 
     def __init__(self, candidates: Iterable[Candidate] | None = None) -> None:
@@ -175,7 +178,7 @@ class PluginManager:
         if candidate.kind == "backend":
             backend = self._backend_class(candidate)
             with _blamed_on(candidate, "its probe failed"):
-                return backend.probe()
+                return _probe(backend)
         if candidate.kind == "models":
             self._items(candidate, _is_family)
         elif candidate.kind == "quantization":
@@ -223,11 +226,7 @@ class PluginManager:
                 f"{candidate} registers {result!r}, which is no subclass of Backend or Executor. "
                 f"{candidate.remedy}"
             )
-        if inspect.isabstract(result):
-            missing = ", ".join(sorted(result.__abstractmethods__))
-            raise PluginError(
-                f"{candidate} does not implement {missing} of its contract. {candidate.remedy}"
-            )
+        _require_complete(result, candidate)
         return result
 
     def _items(
@@ -241,6 +240,8 @@ class PluginManager:
                         f"{candidate} registers {item!r}, which {HOOK_OF_KIND[candidate.kind]} "
                         f"does not take. {candidate.remedy}"
                     )
+                if isinstance(item, type):
+                    _require_complete(item, candidate)
                 items.append(item)
         return items
 
@@ -256,7 +257,7 @@ class PluginManager:
 
 def _allowed(candidates: Iterable[Candidate], allow_list: str | None) -> Sequence[Candidate]:
     found = sorted(candidates, key=lambda c: (c.entry.name, c.distribution))
-    if allow_list is None:
+    if not allow_list:
         return found
     wanted = {name.strip() for name in allow_list.split(",") if name.strip()}
     unknown = wanted - {candidate.entry.name for candidate in found}
@@ -275,6 +276,25 @@ def _is_family(item: object) -> TypeGuard[ModelFamily]:
 
 def _is_method(item: object) -> TypeGuard[type[QuantizationMethod]]:
     return isinstance(item, type) and issubclass(item, QuantizationMethod)
+
+
+def _require_complete(cls: type, candidate: Candidate) -> None:
+    """Refuse a class that could not be constructed, or that has no name to be called by."""
+    missing: list[str] = sorted(getattr(cls, "__abstractmethods__", ()))
+    if not issubclass(cls, Executor) and not isinstance(getattr(cls, "name", None), str):
+        missing.append("name")
+    if missing:
+        raise PluginError(
+            f"{candidate}: {cls.__name__} does not implement {', '.join(missing)} of its contract. "
+            f"{candidate.remedy}"
+        )
+
+
+def _probe(backend: type[Backend] | type[Executor]) -> Probe:
+    found: object = backend.probe()
+    if not isinstance(found, Probe):
+        raise TypeError(f"it returned {found!r} instead of a Probe")
+    return found
 
 
 def _require_unique(what: str, names: Iterable[tuple[str, Candidate]]) -> None:

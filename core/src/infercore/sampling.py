@@ -87,7 +87,7 @@ class SamplingParams:
         object.__setattr__(self, "stop", _texts(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for name, low, high, low_open in _RANGES:
-            value: Any = getattr(self, name)
+            value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 _check_number(name, value)
                 _check_range(name, value, low, high, low_open)
@@ -142,7 +142,7 @@ def _check_number(name: str, value: object) -> None:
         raise InvalidRequest(f"{name} must be {kind}. Given: {value!r}", name)
 
 
-def _check_range(name: str, value: float, low: float, high: float, low_open: bool) -> None:
+def _check_range(name: str, value: Any, low: float, high: float, low_open: bool) -> None:
     left = "(" if low_open else "["
     # NaN compares false, so it is refused too
     if not ((low < value if low_open else low <= value) and value <= high):

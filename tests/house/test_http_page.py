@@ -1,0 +1,69 @@
+"""The pages about the HTTP side name what is there, and nothing else: routes, fields, metrics."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel
+
+from infercore_api.observability.metrics import Metrics
+from infercore_api.router import problems
+from infercore_api.router.openai_schema import IGNORED, ChatBody, CompletionBody, StreamOptions
+from infercore_api.router.tgi_schema import CompatBody, Parameters, TokenizeBody
+from memory_engine import MemoryEngine
+from pages import ROOT, page
+
+ROUTE = re.compile(r'@(?:router|app)\.(get|post)\("([^"]+)"')
+BODIES = (CompatBody, Parameters, TokenizeBody, ChatBody, CompletionBody, StreamOptions)
+
+
+def first_cells(text: str) -> Iterator[str]:
+    """What stands in the first column of each table, between backquotes."""
+    for cell in re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE):
+        yield from re.findall(r"`([^`]+)`", cell)
+
+
+def test_every_route_is_there() -> None:
+    served = {
+        f"{method.upper()} {path.replace(':path', '')}"
+        for file in (ROOT / "api/src/infercore_api/router").glob("*.py")
+        for method, path in ROUTE.findall(file.read_text())
+    }
+    documented = {name for name in first_cells(page("reference/http.md")) if " /" in name}
+    assert documented == served
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_every_field_is_there(body: type[BaseModel]) -> None:
+    named = set(re.findall(r"[`\"](\w+)[`\"]", page("reference/http.md")))
+    assert body.model_fields.keys() <= named
+
+
+def test_what_has_no_effect_and_what_is_refused_are_told_apart() -> None:
+    _, _, rest = page("reference/http.md").partition("Accepted without effect")
+    ignored, _, refused = rest.partition("Refused until they are served")
+    assert set(re.findall(r"`(\w+)`", ignored)) == IGNORED
+    refused = refused.partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", refused)) == {*ChatBody.HARMLESS, *CompletionBody.HARMLESS}
+
+
+def test_every_metric_is_there() -> None:
+    families = list(text_string_to_metric_families(Metrics(MemoryEngine()).render().decode()))
+    served = {each.name + ("_total" if each.type == "counter" else "") for each in families}
+    assert len(served) > 25
+    metric = re.compile(r"(tgi|infercore)_\w+")
+    documented = set(filter(metric.fullmatch, first_cells(page("reference/http.md"))))
+    assert documented == {name for name in served if not name.endswith("_created")}
+
+
+def test_every_status_is_there() -> None:
+    text = page("reference/errors.md")
+    for kind, row in problems._ROWS.items():
+        code = f" `{row.code}`" if row.code else ""
+        assert (
+            f"| `{kind.__name__}` | {row.status} `{row.error_type}` "
+            f"| {row.openai_status} `{row.openai_type}`{code} |"
+        ) in text
+    for status, name in problems._HTTP_NAMES.items():
+        assert f"| {status} `{name}` |" in text
