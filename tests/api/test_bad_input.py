@@ -1,6 +1,7 @@
 """Bad input gets a clear error in the dialect of its path, and nothing else is harmed."""
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,11 +45,26 @@ def check_problem(path: str, response: httpx2.Response, status: int | None = Non
 
 @pytest.fixture(scope="module", autouse=True)
 def bystander(server: Server) -> Iterator[None]:
-    """Before and after all of this, the same engine gives the same answer."""
+    """Somebody whose streams run beside all of this gets the same tokens every time."""
     request = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 24}}
-    before, pids = server.post("/generate", request), (server.engine.pid, server.router.pid)
+
+    def stream() -> tuple[int, ...]:
+        lines = server.open("/generate_stream", request).read().splitlines()
+        return tuple(json.loads(line[6:])["token"]["id"] for line in lines if line)
+
+    def listen() -> None:
+        while not over.wait(0.4):
+            heard.append(stream())
+
+    alone, pids = stream(), (server.engine.pid, server.router.pid)
+    heard: list[tuple[int, ...]] = []
+    over = threading.Event()
+    listener = threading.Thread(target=listen)
+    listener.start()
     yield
-    assert server.post("/generate", request) == before
+    over.set()
+    listener.join()
+    assert set(heard) == {alone}
     assert (server.engine.pid, server.router.pid) == pids
 
 
@@ -106,10 +122,14 @@ RAW = (
     (b'\xff\xfe{"inputs": 1}', 400),
     (b"[" * 100_000 + b"]" * 100_000, 400),
     (b'{"inputs": "\\ud800", "prompt": "\\ud800", "messages": "\\ud800"}', 422),
+    *((b'{"inputs": %b, "prompt": %b, "messages": %b}' % (deep, deep, deep), 422)
+      for deep in (b"[" * 480 + b"]" * 480, b'{"a":' * 480 + b"1" + b"}" * 480)),
+    ((b'{"inputs": "a", "messages": [{"role": "user", "content": "a", "k": {"\\ud800": 1}}], '
+      b'"parameters": {"grammar": {"value": "\\udfff"}}, "prompt": ["a", "\\udfff"]}'), 422),
     (b'{"inputs": 5, "prompt": 5, "messages": 5}', 422),
     (b'{"inputs": ["a"], "prompt": {}, "messages": {}}', 422),
     (b'{"inputs": "", "prompt": "", "messages": []}', 422),
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", [*TGI, *OPENAI])
@@ -164,7 +184,10 @@ def test_prompts_that_do_not_fit_say_the_arithmetic(http: httpx2.Client) -> None
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
         ({"logprobs": True, "top_logprobs": 6}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content.0.type",
+        ),
         ({"messages": [{"content": "no role"}]}, "messages"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"stream_options": {"include_everything": True}}, "stream_options"),
@@ -185,6 +208,7 @@ def test_chats_that_cannot_be_served(
         ({"prompt": ["a"] * 5}, "prompt"),
         ({"prompt": [5000]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [[1], [2, "x"]]}, "prompt.1.1"),
         ({"prompt": [[1, 2], []]}, "prompt"),
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 2, "n": 3}, "best_of"),

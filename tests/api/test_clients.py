@@ -136,6 +136,17 @@ def test_openai_chat_streams_with_usage(client: openai.OpenAI) -> None:
     assert last.usage.completion_tokens == 8
 
 
+def test_openai_adds_up_what_it_streamed(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(
+        model="tgi", messages=QUESTION, n=2, temperature=0, max_tokens=32, logprobs=True
+    ) as stream:
+        done = stream.until_done().get_final_completion()
+    for choice in done.choices:
+        assert (choice.message.role, choice.message.content) == ("assistant", ANSWER)
+        assert choice.logprobs is not None
+        assert len(choice.logprobs.content or ()) == 8
+
+
 def test_openai_choices_stops_and_bias(client: openai.OpenAI) -> None:
     several = client.chat.completions.create(
         model="tgi", messages=QUESTION, n=3, seed=5, temperature=1.3, max_tokens=12

@@ -76,7 +76,7 @@ def test_a_killed_supervisor_takes_everyone_along_and_the_next_start_cleans_up(
         assert len(family) >= 3
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(5)
-        eventually(lambda: gone(family), 5, "no orphan is left")
+        eventually(lambda: gone(family), 20, "no orphan is left")
     (left,) = server.runtime.iterdir()
     assert left.stat().st_mode & 0o777 == 0o700
     with serving(tmp_path, *QUICK) as server:
@@ -116,6 +116,7 @@ def test_an_engine_that_hangs_is_killed_and_comes_back(tmp_path: Path) -> None:
         engine = server.engine
         engine.send_signal(signal.SIGSTOP)
         eventually(lambda: not alive(engine), 20, "the supervisor kills it")
+        eventually(lambda: server.health() != 200, 5, "the router knows")
         server.wait_ready()
         assert server.post("/generate", GREEDY)["generated_text"]
         assert "no sign of life" in server.log.read_text()

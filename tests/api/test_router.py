@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from infercore.engine.request import FinishReason
@@ -24,9 +26,11 @@ from infercore.text.tokenizer import Tokenizer
 from infercore_api.router import openai, tgi
 from infercore_api.router.app import create_app
 from infercore_api.router.engine_client import EnginePhase
+from infercore_api.router.openai_schema import ChatBody, CompletionBody
 from infercore_api.router.options import RouterOptions
 from infercore_api.router.problems import problem_of
 from infercore_api.router.state import RouterState
+from infercore_api.router.tgi_schema import Parameters
 from memory_engine import MemoryEngine
 
 MODELS = ("infercore/demo",)
@@ -86,6 +90,18 @@ async def test_with_a_key_every_post_needs_it(texts: Any) -> None:
     assert (await router.http.get("/health")).status_code == 200
 
 
+async def test_two_keys_of_which_one_is_wrong_are_refused(texts: Any) -> None:
+    router = Router(texts, MemoryEngine(HELLO), api_key="Secret")
+    for bearer, other, status in (
+        ("Secret", "Secret", 200),
+        ("Secret", "x", 401),
+        ("x", "Secret", 401),
+    ):
+        headers = {"authorization": f"Bearer {bearer}", "x-api-key": other}
+        answer = await router.http.post("/generate", json=generate(), headers=headers)
+        assert answer.status_code == status
+
+
 async def test_an_empty_bearer_is_fine_without_a_key(texts: Any) -> None:
     router = Router(texts, MemoryEngine(HELLO))
     answer = await router.http.post(
@@ -110,6 +126,26 @@ async def test_more_than_the_permits_is_refused_and_counted(texts: Any) -> None:
     assert metrics["infercore_requests_total", "failure"] == 1
     assert metrics["tgi_request_failure", "overloaded"] == 1
     assert metrics["infercore_requests_in_flight", ""] == 0
+
+
+async def test_more_than_there_ever_is_is_no_overload(texts: Any) -> None:
+    """A client would retry a 429 for ever."""
+    router = Router(texts, MemoryEngine(HELLO), max_concurrent_requests=3)
+    refused = await router.http.post("/v1/completions", json={"prompt": ["a", "b"], "n": 2})
+    assert refused.status_code == 400
+    assert "at most 3" in refused.json()["error"]["message"]
+    assert router.metrics()["tgi_request_failure", "validation"] == 1
+
+
+async def test_cached_tokens_are_summed_over_prompts(texts: Any) -> None:
+    router = Router(texts, MemoryEngine())
+    body = {"prompt": ["a", "b"], "n": 2, "max_tokens": 1}
+    answer = asyncio.create_task(router.http.post("/v1/completions", json=body))
+    await router.engine.arrived.wait()
+    for request_id, cached in ((1, 0), (2, 16), (3, 32), (4, 32)):
+        router.engine.say(request_id, [260], FinishReason.LENGTH, cached_tokens=cached)
+    usage = (await answer).json()["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 48}
 
 
 async def test_metrics_count_what_was_done(texts: Any) -> None:
@@ -262,10 +298,54 @@ async def test_while_the_engine_loads_health_says_so(texts: Any) -> None:
     engine = MemoryEngine()
     engine.phase = EnginePhase.LOADING
     router = Router(texts, engine)
-    health = await router.http.get("/health")
-    assert health.status_code == 503
-    assert health.json()["phase"] == "loading"
+    for path in ("/health", "/health/ready", "/ping", "/"):
+        health = await router.http.get(path)
+        assert health.status_code == 503
+        assert health.json()["phase"] == "loading"
+    assert (await router.http.get("/health/live")).status_code == 200
     refused = await router.http.post("/v1/completions", json={"prompt": "a"})
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "engine_unavailable"
     assert refused.headers["retry-after"] == "1"
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-2, 5)
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()))  # surrogates too
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+)
+FIELDS = [
+    *(("/generate", name) for name in Parameters.model_fields),
+    *(("/generate_stream", name) for name in Parameters.model_fields),
+    *(("/v1/chat/completions", name) for name in [*ChatBody.model_fields, *ChatBody.HARMLESS]),
+    *(("/v1/completions", name) for name in CompletionBody.model_fields),
+]
+
+
+@pytest.fixture(scope="module")
+def answering(texts: Any) -> Router:
+    """One for many requests, which it answers at once."""
+    return Router(texts, MemoryEngine(HELLO))
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.sampled_from(FIELDS), VALUES)
+def test_no_value_of_any_field_is_the_servers_fault(
+    answering: Router, field: tuple[str, str], value: Any
+) -> None:
+    path, name = field
+    body: dict[str, Any] = {"prompt": "a", name: value}
+    if path.startswith("/generate"):
+        body = generate(**{name: value})
+    elif path == "/v1/chat/completions":
+        body = {"messages": [{"role": "user", "content": "a"}], name: value}
+    content = json.dumps(body)  # NaN and halves of surrogate pairs included
+    headers = {"content-type": "application/json"}
+    response = asyncio.run(answering.http.post(path, content=content, headers=headers))
+    assert response.status_code < 500, response.text

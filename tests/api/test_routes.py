@@ -1,5 +1,7 @@
 """Replies field by field, where clients do not look but users do."""
 
+import re
+
 import httpx2
 import pytest
 
@@ -122,7 +124,7 @@ def test_info_and_models(http: httpx2.Client) -> None:
     assert http.get("/v1/models/someone/else").status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/ping"])
+@pytest.mark.parametrize("path", ["/", "/health", "/health/ready", "/health/live", "/ping"])
 def test_health_is_empty_when_all_is_well(http: httpx2.Client, path: str) -> None:
     response = http.get(path)
     assert (response.status_code, response.content) == (200, b"")
@@ -172,8 +174,18 @@ def test_min_tokens_and_ignore_eos(http: httpx2.Client) -> None:
 
 
 def test_the_document_of_the_api_names_every_route(http: httpx2.Client) -> None:
-    document = http.get("/api-doc/openapi.json").json()
+    response = http.get("/api-doc/openapi.json")
+    document, schemas = response.json(), response.json()["components"]["schemas"]
     assert document["openapi"].startswith("3.")
+    named = set(re.findall(r'"#/components/schemas/([^"]+)"', response.text))
+    assert named == schemas.keys()
+    for path, route in document["paths"].items():
+        for operation in route.values():
+            assert operation["responses"]["200"]["description"]
+            if path != "/metrics":
+                error = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
+                wanted_error = "NestedError" if path.startswith("/v1/") else "FlatError"
+                assert error["$ref"].endswith(f"/{wanted_error}")
     wanted = {"/", "/generate", "/generate_stream", "/tokenize", "/info", "/health", "/metrics",
               "/v1/chat/completions", "/v1/completions", "/v1/models"}  # fmt: skip
     assert wanted <= document["paths"].keys()

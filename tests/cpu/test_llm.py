@@ -105,3 +105,8 @@ def test_what_cannot_start_says_why(tmp_path: Path) -> None:
         LLM(DEMO, dtype="float32", max_model_len=2048, memory_budget=60 * 2**20)
     with pytest.raises(ConfigError, match="abacus"):
         LLM(DEMO, backend="abacus")
+
+
+def test_a_list_of_any_length_is_no_overload(llm: LLM) -> None:
+    many = llm.generate([[9]] * 1100, SamplingParams(max_tokens=1, ignore_eos=True), progress=False)
+    assert len(many) == 1100

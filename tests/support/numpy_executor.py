@@ -381,6 +381,9 @@ class NumpyExecutor(Executor):
         for row, seen in enumerate(hidden):
             for at, one in enumerate(seen.tolist(), int(step.query_start[row])):
                 if step.prompt_targets[at] >= 0:
+                    init, position = self._slots[int(step.slots[row])].init, step.positions[at]
+                    assert init.sampling.prompt_logprobs is not None, "a target nobody asked for"
+                    assert step.prompt_targets[at] == init.prompt_ids[position + 1]
                     logits = self.model.logits(one)
                     result.prompt_logprobs[at] = log_softmax(logits)[step.prompt_targets[at]]
                     ids, values = top_logprobs(logits, shown)

@@ -91,6 +91,16 @@ def test_whole_blocks_of_a_prefix_are_shared_and_one_token_is_left_to_run() -> N
     assert blocks.num_used == 0
 
 
+def test_a_block_is_found_once_its_last_slot_is_written() -> None:
+    blocks = manager()
+    first = sequence(prompt(12), 0)
+    run(blocks, first, 6)
+    assert len(blocks.match(sequence(prompt(12), 1))[0]) == 1
+    blocks.grow(first, 8, [[]])
+    blocks.advance(first, 2)
+    assert len(blocks.match(sequence(prompt(12), 1))[0]) == 2
+
+
 def test_a_prefix_is_keyed_by_salt_and_by_all_that_came_before() -> None:
     blocks = manager()
     run(blocks, sequence(prompt(12), 0, cache_salt=b"a"))

@@ -124,6 +124,16 @@ def test_losing_the_kv_cache_makes_everyone_resume_by_recomputing() -> None:
     assert {start for _, start, _ in executor.log[4]} == {0}
 
 
+def test_an_abort_survives_the_failure_of_its_step() -> None:
+    driver = Driver(make_engine(NumpyExecutor(faults=[Fault(step=0)]), max_batch_tokens=64))
+    driver.add(REQUESTS)
+    driver.step()  # in flight now
+    driver.engine.abort(BAD)
+    received = driver.run()
+    assert received.pop(BAD).reason is FinishReason.ABORT
+    assert {got.reason for got in received.values()} == {FinishReason.LENGTH}
+
+
 def test_aborting_a_suspect_ends_the_search() -> None:
     executor = NumpyExecutor(faults=[Fault(seed=BAD)], max_in_flight=1)
     driver = Driver(make_engine(executor, max_batch_tokens=64))

@@ -43,6 +43,15 @@ def test_decodes_go_first_and_prompts_take_what_is_left_in_chunks() -> None:
     assert driver.counts() == [1, 1, 1]
 
 
+def test_a_prompt_of_higher_priority_does_not_hold_up_decodes() -> None:
+    driver = Watched(max_batch_tokens=8)
+    driver.add([Request(1, prompt(3), lasting(6)), Request(2, prompt(4, 1), lasting(6))])
+    driver.step()
+    driver.add([Request(3, prompt(15, 2), GREEDY, priority=1)])
+    assert driver.counts() == [1, 1, 6]
+    assert driver.counts() == [6, 1, 1]
+
+
 def test_a_prompt_longer_than_the_budget_runs_in_chunks_of_it() -> None:
     driver = Watched(max_batch_tokens=8)
     driver.add([Request(1, prompt(20), GREEDY), Request(2, prompt(6, 1), GREEDY)])
@@ -108,6 +117,18 @@ def test_preempted_is_the_lowest_priority_then_the_youngest_and_it_resumes() -> 
         assert driver.received[request.request_id].tokens == want.tokens
 
 
+def test_nobody_starts_in_the_step_that_preempts() -> None:
+    driver = Watched(num_blocks=7, prefix_cache=False)
+    driver.add([Request(1, prompt(8), lasting(6)), Request(2, prompt(16, 1), lasting(4))])
+    driver.step()  # all 6 blocks are taken
+    driver.add([Request(3, prompt(2, 2), lasting(2))])
+    driver.step()
+    assert driver.started() == {1}
+    driver.step()
+    assert driver.started() == {1, 3}
+    driver.run()
+
+
 def test_a_request_that_does_not_fit_is_overtaken_for_so_long_and_no_longer() -> None:
     driver = Watched(num_blocks=8, max_overtake=2.0, prefix_cache=False)
     driver.add([Request(1, prompt(9), lasting(8))])  # 3 blocks at first, 4 or 5 of 7 later
@@ -168,6 +189,7 @@ def test_one_step_ahead_of_a_row_of_one_token_and_never_of_many() -> None:
     assert many.counts() == [3]
     assert many.counts() == []  # its result first
     many.run()
+    assert many.engine.stats().dropped_tokens == 0
 
 
 def test_length_is_known_ahead_so_no_step_is_wasted_on_it() -> None:

@@ -22,9 +22,8 @@ from infercore.logs import configure_logging, debugging
 log = logging.getLogger(__name__)
 
 
-def run(launch: Callable[[EngineConfig, Progress], Launched]) -> int:
+def run(lifeline: Lifeline, launch: Callable[[EngineConfig, Progress], Launched]) -> int:
     """Serve the engine that `launch` builds until SIGTERM. Returns the process's exit code."""
-    lifeline = Lifeline(int(sys.argv[1]))
     configure_logging("engine", json_output=lifeline.config["json_output"])
     faulthandler.enable()  # SIGABRT from the supervisor prints all stacks, even if C code hangs
     sys.setswitchinterval(0.0005)
@@ -44,9 +43,10 @@ def run(launch: Callable[[EngineConfig, Progress], Launched]) -> int:
 
 
 def main() -> None:
+    lifeline = Lifeline(int(sys.argv[1]))  # first: what is imported next takes a while
     from infercore.launch import launch
 
-    code = run(launch)
+    code = run(lifeline, launch)
     sys.stderr.flush()
     os._exit(code)  # a step that hangs, and its thread, must not hold the process
 

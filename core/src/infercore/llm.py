@@ -13,7 +13,7 @@ from infercore.config import EngineConfig
 from infercore.engine.request import EngineStats, FinishReason, Output, Request, TokenLogprobs
 from infercore.errors import InvalidRequest
 from infercore.launch import launch, quiet
-from infercore.sampling import SamplingParams
+from infercore.sampling import MAX_COUNT, SamplingParams
 from infercore.text.detokenizer import Detokenizer
 from infercore.text.tokenizer import Tokenizer
 
@@ -51,6 +51,7 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
+        options.setdefault("max_waiting", MAX_COUNT)  # a list of prompts is no overload
         self._launched = launch(EngineConfig(model=str(model), **options), quiet)
         self.engine = self._launched.engine
         self.info = self._launched.info

@@ -26,6 +26,7 @@ class Flag:
     name: without dashes, as TGI or we spell it. kind: str, int, float, bool, or list[str].
     field: where the value goes, "engine.x", "router.x", "serve.x"; "" for those of TGI_ONLY.
     env: environment variable, "" for none. no: a bool flag also has `--no-NAME`.
+    zero: a number may be 0; otherwise it must be positive.
     note: what is said if a flag of TGI_ONLY is given. allowed: values of it that change nothing;
         any other is refused, unless the tuple is empty: then every value is noted.
     """
@@ -39,6 +40,7 @@ class Flag:
     env: str = ""
     aliases: tuple[str, ...] = ()
     no: bool = False
+    zero: bool = False
     note: str = ""
     allowed: tuple[str, ...] = ()
 
@@ -78,7 +80,10 @@ def _ours(name: str, kind: Any, section: str, text: str, field: str, **more: Any
 
 
 def _noted(name: str, kind: Any, note: str, **more: Any) -> Flag:
-    """A flag of TGI's that does nothing here, and says so."""
+    """A flag of TGI's that does nothing here, and says so.
+
+    A value is a str, never parsed: its variable may be another program's, as PROMETHEUS_PORT is.
+    """
     return _flag(name, kind, TGI_ONLY, f"No effect: {note}.", note=note, **more)
 
 
@@ -150,6 +155,7 @@ FLAGS: tuple[Flag, ...] = (
         LIMITS,
         "Most stop texts of a request.",
         "router.max_stop_sequences",
+        zero=True,
     ),
     _flag(
         "max-top-n-tokens",
@@ -157,6 +163,7 @@ FLAGS: tuple[Flag, ...] = (
         LIMITS,
         "Most likeliest tokens shown per position.",
         "router.max_top_n_tokens",
+        zero=True,
     ),
     _flag(
         "max-input-tokens",
@@ -164,7 +171,13 @@ FLAGS: tuple[Flag, ...] = (
         LIMITS,
         "Longest prompt, in tokens; by default one less than --max-total-tokens.",
         "engine.max_input_len",
-        aliases=("max-input-length",),
+    ),
+    _flag(
+        "max-input-length",
+        int,
+        LIMITS,
+        "TGI's older name of --max-input-tokens; give one of them.",
+        "engine.max_input_len",
     ),
     _flag(
         "max-total-tokens",
@@ -236,6 +249,7 @@ FLAGS: tuple[Flag, ...] = (
         BATCHING,
         "Seconds that a request which does not fit may be overtaken for.",
         "engine.max_overtake",
+        zero=True,
     ),
     _ours(
         "max-waiting",
@@ -261,7 +275,16 @@ FLAGS: tuple[Flag, ...] = (
         default="127.0.0.1",
         env="INFERCORE_HOSTNAME",
     ),
-    _flag("port", int, NETWORK, "Port to listen on.", "serve.port", default=3000, aliases=("p",)),
+    _flag(
+        "port",
+        int,
+        NETWORK,
+        "Port to listen on.",
+        "serve.port",
+        default=3000,
+        aliases=("p",),
+        zero=True,
+    ),
     _flag(
         "api-key",
         str,
@@ -292,6 +315,7 @@ FLAGS: tuple[Flag, ...] = (
         "serve.graceful_timeout",
         default=90.0,
         aliases=("g",),
+        zero=True,
     ),
     _flag(
         "json-output",
@@ -310,14 +334,14 @@ FLAGS: tuple[Flag, ...] = (
         "log-probabilities of prompts are computed for requests that ask for them",
         default=False,
     ),
-    _noted("waiting-served-ratio", float, "prompts join running batches in chunks"),
-    _noted("max-waiting-tokens", int, "prompts join running batches in chunks"),
+    _noted("waiting-served-ratio", str, "prompts join running batches in chunks"),
+    _noted("max-waiting-tokens", str, "prompts join running batches in chunks"),
     _noted("cuda-graphs", str, "the backend plans what it captures"),
-    _noted("cuda-memory-fraction", float, "--memory-budget bounds memory"),
+    _noted("cuda-memory-fraction", str, "--memory-budget bounds memory"),
     _noted("shard-uds-path", str, "sockets are in a private run directory"),
     _noted("master-addr", str, "an engine is one process"),
-    _noted("master-port", int, "an engine is one process"),
-    _noted("prometheus-port", int, "metrics are served at /metrics of the API's port"),
+    _noted("master-port", str, "an engine is one process"),
+    _noted("prometheus-port", str, "metrics are served at /metrics of the API's port"),
     _refused("num-shard", int, "an engine runs on one device; leave it out", "1"),
     _refused("sharded", str, "an engine runs on one device; leave it out", "false"),
     _refused("speculate", int, "speculation is not served; leave it out", "0"),
@@ -343,4 +367,14 @@ FLAGS: tuple[Flag, ...] = (
         "weights-cache-override", str, "use --huggingface-hub-cache, or a folder as --model-id", ""
     ),
     _refused("ngrok", bool, "put a reverse proxy in front of the server", default=False),
+    _refused("ngrok-authtoken", str, "put a reverse proxy in front of the server", ""),
+    _refused("ngrok-edge", str, "put a reverse proxy in front of the server", ""),
+    _refused(
+        "env",
+        bool,
+        "`infercore --version` and `infercore plugins list` tell about the installation",
+        default=False,
+        env="",
+        aliases=("e",),
+    ),
 )

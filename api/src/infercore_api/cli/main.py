@@ -1,10 +1,13 @@
 """`infercore`: the command line. Commands of other rooms join through `register_commands`."""
 
+import logging
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import infercore
 from infercore.errors import InferCoreError
@@ -12,13 +15,51 @@ from infercore.logs import debugging
 from infercore_api.cli import serve
 from infercore_api.cli.plugins import plugins
 
+log = logging.getLogger(__name__)
+
+
+class _Commands(TyperGroup):
+    """Commands of plugins come in when one of them may be meant: `serve` waits for none."""
+
+    _complete = False
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands:
+            self._take_plugins()
+        return super().get_command(ctx, cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._take_plugins()
+        return super().list_commands(ctx)
+
+    def _take_plugins(self) -> None:
+        if self._complete:
+            return
+        self._complete = True
+        for name, command in _plugin_commands().items():
+            if name in self.commands:
+                log.warning("a plugin's command %s is left out: infercore has one itself", name)
+            else:
+                self.commands[name] = command
+
+
+def _plugin_commands() -> dict[str, Any]:
+    from infercore.plugins import PluginManager
+
+    added = typer.Typer()
+    # with a callback, a group of one command, or of none, stays a group
+    added.callback()(lambda: None)
+    PluginManager().register_commands(added)
+    group: Any = typer.main.get_command(added)
+    commands: dict[str, Any] = group.commands
+    return commands
+
 
 def build() -> typer.Typer:
     """The command line with the commands of every plugin."""
-    from infercore.plugins import PluginManager
-
     cli = typer.Typer(
         name="infercore",
+        cls=_Commands,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         help="InferCore serves large language models on any accelerator.",
@@ -28,14 +69,16 @@ def build() -> typer.Typer:
     def _options(
         *,
         version: Annotated[
-            bool, typer.Option("--version", is_eager=True, callback=_print_version)
+            bool,
+            typer.Option(
+                "--version", is_eager=True, callback=_print_version, help="Show the version."
+            ),
         ] = False,
     ) -> None:
         del version
 
     serve.add_to(cli)
     cli.add_typer(plugins, name="plugins")
-    PluginManager().register_commands(cli)
     return cli
 
 
@@ -46,9 +89,13 @@ def _print_version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error that was raised on purpose is one line and an exit code."""
+    run(build())
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run it; an error that was raised on purpose is one line and an exit code."""
     try:
-        build()()
+        command()
     except InferCoreError as error:
         if debugging():
             traceback.print_exc()

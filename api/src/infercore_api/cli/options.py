@@ -1,6 +1,7 @@
 """From the values of flags to ServeOptions: parsed, checked, and nothing dropped in silence."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ def serve_options(values: Mapping[str, Any]) -> ServeOptions:
 
     Raises ConfigError, naming the flag, for a value that cannot be.
     """
+    _check_numbers(values)
     homes: dict[str, dict[str, Any]] = {"engine": {}, "router": {}, "serve": {}}
     for flag in FLAGS:
         value = values.get(flag.key)
@@ -32,6 +34,8 @@ def serve_options(values: Mapping[str, Any]) -> ServeOptions:
             _say_about(flag, value)
         elif value is not None and value != []:
             home, _, field = flag.field.partition(".")
+            if field in homes[home]:
+                raise ConfigError(f"{_FLAG_NAMES[flag.field]} and --{flag.name} say the same; give one")
             homes[home][field] = value
     engine, router, serve = homes["engine"], homes["router"], homes["serve"]
     if "memory_budget" in engine:
@@ -39,11 +43,10 @@ def serve_options(values: Mapping[str, Any]) -> ServeOptions:
     if hub_cache := serve.pop("hub_cache", None):
         os.environ["HF_HUB_CACHE"] = hub_cache  # the engine inherits it
     router.setdefault("model_names", [engine["model"]])
-    _check_ranges(values)
     options = RouterOptions(
         version=infercore.__version__, **{n: _frozen(value) for n, value in router.items()}
     )
-    return ServeOptions(engine=EngineConfig(**engine), router=asdict(options), **serve)
+    return ServeOptions(engine=_engine_config(engine), router=asdict(options), **serve)
 
 
 def parse_size(flag: str, text: str) -> int:
@@ -63,33 +66,35 @@ def _say_about(flag: Flag, value: Any) -> None:
     if value is None or value == flag.default:
         return
     if flag.allowed and str(value).lower() not in flag.allowed:
-        raise ConfigError(f"--{flag.name} {value}: {flag.note}")
+        given = "" if flag.kind is bool else f" {value}"
+        raise ConfigError(f"--{flag.name}{given}: {flag.note}")
     log.warning("--%s has no effect: %s", flag.name, flag.note)
 
 
-_POSITIVE = (
-    "max_concurrent_requests",
-    "max_best_of",
-    "max_client_batch_size",
-    "payload_limit",
-    "validation_workers",
-    "write_timeout",
-)
-_NOT_NEGATIVE = (
-    "max_stop_sequences",
-    "max_top_n_tokens",
-    "max_overtake",
-    "graceful_termination_timeout",
-)
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    for flag in FLAGS:
+        value = values.get(flag.key)
+        if flag.kind not in (int, float) or flag.section == TGI_ONLY or value is None:
+            continue
+        if not math.isfinite(value):
+            raise ConfigError(f"--{flag.name} must be finite. Given: {value}")
+        if value < 0 or (value == 0 and not flag.zero):
+            least = "at least 0" if flag.zero else "positive"
+            raise ConfigError(f"--{flag.name} must be {least}. Given: {value}")
+    if values.get("port", 0) >= 2**16:
+        raise ConfigError(f"--port must be below 65536. Given: {values['port']}")
 
 
-def _check_ranges(values: Mapping[str, Any]) -> None:
-    for keys, lowest in ((_POSITIVE, "positive"), (_NOT_NEGATIVE, "at least 0")):
-        for key in keys:
-            value = values.get(key)
-            bad = value is not None and (value < 0 or (value == 0 and lowest == "positive"))
-            if bad or value != value:  # noqa: PLR0124 - NaN
-                raise ConfigError(f"--{key.replace('_', '-')} must be {lowest}. Given: {value}")
-    port = values.get("port")
-    if port is not None and not 0 <= port < 2**16:
-        raise ConfigError(f"--port must be between 0 and 65535. Given: {port}")
+def _engine_config(fields: Mapping[str, Any]) -> EngineConfig:
+    try:
+        return EngineConfig(**fields)
+    except ConfigError as error:
+        raise ConfigError(_FIELD.sub(_flag_of_field, str(error))) from error
+
+
+_FLAG_NAMES = {flag.field: f"--{flag.name}" for flag in reversed(FLAGS)}
+_FIELD = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
+
+
+def _flag_of_field(word: re.Match[str]) -> str:
+    return _FLAG_NAMES.get(f"engine.{word[0]}", word[0])

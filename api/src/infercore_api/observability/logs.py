@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 _access = logging.getLogger("infercore.access")
-_QUIET_PATHS = frozenset({"/health", "/ping", "/metrics"})
+_QUIET_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
 
 
 @dataclass(slots=True)

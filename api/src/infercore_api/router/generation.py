@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from infercore.engine.request import FinishReason, Output, Request, TokenLogprobs
-from infercore.errors import EngineUnavailable, Overloaded, RequestError
+from infercore.errors import EngineUnavailable, InvalidRequest, Overloaded, RequestError
 from infercore.sampling import MAX_SEED, SamplingParams
 from infercore.text.detokenizer import Detokenizer
 from infercore.text.tokenizer import Tokenizer
@@ -265,7 +265,12 @@ class Generation:
 
     @property
     def cached_tokens(self) -> int:
-        return max((choice.cached_tokens for choice in self.choices), default=0)
+        """Of each prompt, what the choice that found most of it in the cache found."""
+        found: dict[int, int] = {}
+        for choice in self.choices:
+            prompt = id(choice.prompt.ids)
+            found[prompt] = max(found.get(prompt, 0), choice.cached_tokens)
+        return sum(found.values())
 
     @property
     def generated_tokens(self) -> int:
@@ -315,22 +320,34 @@ class Generator:
     def open(self, permits: int, record: RequestRecord) -> Generation:
         """Count a request in and take its permits, one per sequence.
 
-        Raises Overloaded if fewer are left.
+        Raises Overloaded if fewer are left, and InvalidRequest if there are never that many.
         """
         metrics = self.metrics
         metrics.request_count.inc()
         metrics.started.inc()
-        if self._permits + permits > self._max_concurrent:
+        refusal = self._refusal(permits)
+        if refusal is not None:
+            record.finish_reason = problem_of(refusal).name
             metrics.ended.labels("failure").inc()
-            metrics.request_failure.inc("overloaded")
-            record.finish_reason = "overloaded"
-            raise Overloaded(
-                f"{self._permits} sequences of at most {self._max_concurrent} are in work; "
-                "try again later"
-            )
+            metrics.request_failure.inc(record.finish_reason)
+            raise refusal
         self._permits += permits
         metrics.in_flight.inc()
         return Generation(self, permits, record)
+
+    def _refusal(self, permits: int) -> RequestError | None:
+        most = self._max_concurrent
+        if permits > most:
+            return InvalidRequest(
+                f"The request asks for {permits} sequences and the server runs at most {most} at "
+                "once; ask for fewer prompts or choices",
+                "n",
+            )
+        if self._permits + permits > most:
+            return Overloaded(
+                f"{self._permits} sequences of at most {most} are in work; try again later"
+            )
+        return None
 
     def closed(self, permits: int) -> None:
         """Called by a generation, once."""

@@ -46,7 +46,10 @@ class RequestContext:
 
 
 class Authorization:
-    """Refuses POST requests without the key, as `Authorization: Bearer KEY` or `x-api-key: KEY`."""
+    """Refuses POST requests without the key, as `Authorization: Bearer KEY` or `x-api-key: KEY`.
+
+    A request that carries both must have both right, so that no proxy and server differ.
+    """
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self.app = app
@@ -66,8 +69,10 @@ class Authorization:
     def _allows(self, scope: Scope) -> bool:
         headers = dict(scope["headers"])
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        given = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        return hmac.compare_digest(given, self._key)
+        given = [token.strip()] if scheme.lower() == b"bearer" else []
+        if b"x-api-key" in headers:
+            given.append(headers[b"x-api-key"])
+        return bool(given) and all(hmac.compare_digest(each, self._key) for each in given)
 
 
 class BodyLimit:

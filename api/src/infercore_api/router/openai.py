@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from infercore.hookspecs import hookimpl
 from infercore_api.router.openai_chat import add_chat
 from infercore_api.router.openai_completions import add_completions
+from infercore_api.router.problems import NestedError, documented
 from infercore_api.router.state import RouterState
 
 API_VERSION = (1, 0)
@@ -16,7 +17,7 @@ API_VERSION = (1, 0)
 
 @hookimpl
 def register_routes(app: FastAPI, state: RouterState) -> None:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], responses=documented(NestedError))
     add_chat(router, state)
     add_completions(router, state)
     _add_models(router, state)

@@ -95,7 +95,8 @@ class ChatEvents:
         reason: FinishReason | None,
     ) -> None:
         if len(choice.output_ids) == 1:
-            self._push(choice.index, "", "null", "null")  # the role alone, as OpenAI begins
+            # the role alone, as OpenAI begins; clients that add deltas up must see it once
+            self._push(choice.index, "", "null", "null", role='"assistant"')
         shown = "null"
         if logprobs is not None and self._logprobs:
             entry = chat_logprobs(self._tokenizer, (token_id,), (logprobs,))
@@ -104,9 +105,9 @@ class ChatEvents:
             ended = "null" if reason is None else f'"{FINISH_REASONS[reason]}"'
             self._push(choice.index, text, shown, ended)
 
-    def _push(self, index: int, text: str, logprobs: str, reason: str) -> None:
+    def _push(self, index: int, text: str, logprobs: str, reason: str, role: str = "null") -> None:
         self.stream.push(
-            f'{self._head}{{"index":{index},"delta":{{"role":"assistant","content":{quoted(text)},'
+            f'{self._head}{{"index":{index},"delta":{{"role":{role},"content":{quoted(text)},'
             f'"tool_calls":null}},"logprobs":{logprobs},"finish_reason":{reason}}}{self._tail}'
         )
 

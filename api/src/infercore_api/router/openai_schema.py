@@ -1,7 +1,7 @@
 """Bodies of OpenAI's routes, and what their parameters mean to the core."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union, cast
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -34,6 +34,7 @@ class StreamOptions(Body):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class OpenAIBody(Body):
@@ -194,6 +195,14 @@ class ChatBody(OpenAIBody):
             raise InvalidRequest("`top_logprobs` needs `logprobs` to be true", "top_logprobs")
 
 
+# without `fail_fast` a long list of ids makes an error of each id for each kind that it is not
+_FAST = Field(fail_fast=True)
+_Ids: TypeAlias = Annotated[list[int], _FAST]
+_Prompt: TypeAlias = Union[  # noqa: UP007, pydantic's fields are not hashable, which `|` needs
+    str, Annotated[list[str], _FAST], _Ids, Annotated[list[_Ids], _FAST]
+]
+
+
 class CompletionBody(OpenAIBody):
     """Body of `/v1/completions`."""
 
@@ -203,7 +212,7 @@ class CompletionBody(OpenAIBody):
         "suffix": ("",),
     }
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: _Prompt
     max_tokens: int | None = 16  # OpenAI's default
     logprobs: int | None = None
     echo: bool = False
@@ -215,8 +224,8 @@ class CompletionBody(OpenAIBody):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [[item for item in self.prompt if isinstance(item, int)]]
-        return [item for item in self.prompt if not isinstance(item, int)]
+            return [self.prompt]
+        return list(cast("list[str] | list[list[int]]", self.prompt))
 
     @property
     def candidates(self) -> int:

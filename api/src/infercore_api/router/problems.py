@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -57,6 +58,11 @@ _UNKNOWN_MODEL = _Row(
     404, "validation", "Input validation error: {}", 404, "invalid_request_error", "model_not_found"
 )
 _INTERNAL = _Row(500, "incomplete_generation", "{}", 500, "server_error", "internal_error")
+_MESSAGES = {  # instead of pydantic's, which speak of Python
+    "extra_forbidden": "This field is not known here",
+    "model_type": "Input should be an object",
+    "model_attributes_type": "Input should be an object",
+}
 _HTTP_NAMES = {
     400: "bad_request",
     401: "unauthorized",
@@ -65,6 +71,36 @@ _HTTP_NAMES = {
     413: "payload_too_large",
     415: "unsupported_media_type",
 }
+
+
+class FlatError(BaseModel):
+    """An error on TGI's paths."""
+
+    error: str
+    error_type: str
+
+
+class ErrorObject(BaseModel):
+    """What went wrong, and `param`, the field at fault if one is."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class NestedError(BaseModel):
+    """An error on OpenAI's paths."""
+
+    error: ErrorObject
+
+
+def documented(model: type[FlatError | NestedError]) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route that did not succeed, for the API's document."""
+    return {
+        "4XX": {"model": model, "description": "The request is refused; the message says why"},
+        "5XX": {"model": model, "description": "The server or its engine failed"},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +186,19 @@ def _body_problem(errors: Sequence[Mapping[str, Any]]) -> Problem:
         return _http_problem(HTTPException(400, f"The body is not valid JSON: {detail}"))
     if first["type"] == "missing" and first["loc"] == ("body",):
         return _http_problem(HTTPException(400, "The body is empty; send a JSON object"))
-    place = [str(part) for part in first["loc"] if part != "body"]
+    # the deepest place is the most telling: of a union, it is of the member that fits best
+    places = [_place(error["loc"]) for error in errors]
+    place = max(places, key=len)
+    texts = [
+        _MESSAGES.get(error["type"], error["msg"])
+        for error, other in zip(errors, places, strict=True)
+        if other == place
+    ]
     param = ".".join(place) or None
-    message = f"`{param}`: {first['msg']}" if param else f"The body: {first['msg']}"
+    message = f"{f'`{param}`' if param else 'The body'}: {' or '.join(dict.fromkeys(texts))}"
     return Problem(_ROWS[InvalidRequest], message, param)
+
+
+def _place(loc: Sequence[str | int]) -> list[str]:
+    """The path to a value, without the names that pydantic gives to a union's members."""
+    return [str(part) for part in loc[1:] if part != "str" and "[" not in str(part)]

@@ -11,6 +11,7 @@ from infercore.hookspecs import hookimpl
 from infercore_api.router import tgi_reply
 from infercore_api.router.engine_client import EnginePhase
 from infercore_api.router.generation import Collector, Generation, Prompt, choices_of
+from infercore_api.router.problems import FlatError, documented
 from infercore_api.router.serving import serve_stream, serve_whole
 from infercore_api.router.state import RouterState
 from infercore_api.router.tgi_schema import CompatBody, GenerateBody, TokenizeBody
@@ -20,7 +21,7 @@ API_VERSION = (1, 0)
 
 @hookimpl
 def register_routes(app: FastAPI, state: RouterState) -> None:
-    router = APIRouter(tags=["TGI"])
+    router = APIRouter(tags=["TGI"], responses=documented(FlatError))
     _add_generation(router, state)
     _add_facts(router, state)
     _add_health(router, state)
@@ -66,8 +67,14 @@ def _add_facts(router: APIRouter, state: RouterState) -> None:
 
 
 def _add_health(router: APIRouter, state: RouterState) -> None:
+    @router.get("/health/live")
+    async def live() -> Response:
+        """200 as long as this process answers, whatever its engine does."""
+        return Response(status_code=200)
+
     @router.get("/", include_in_schema=False)
     @router.get("/ping", include_in_schema=False)
+    @router.get("/health/ready")
     @router.get("/health")
     async def health() -> Response:
         """200 if requests are served now; 503 with the engine's phase if not."""

@@ -26,20 +26,41 @@ class Body(BaseModel):
         if not isinstance(data, dict):
             return data
         for name, value in data.items():
-            if not _is_unicode(value):
-                raise InvalidRequest(
-                    f"`{name}` holds half of a surrogate pair, which is no character", str(name)
-                )
+            _check_value(str(name), value)
         return {name: value for name, value in data.items() if value is not None}
 
 
-def _is_unicode(value: Any) -> bool:
-    """Whether all texts in lists of texts are; objects check their own."""
-    if isinstance(value, list):
-        return all(map(_is_unicode, value))
-    if not isinstance(value, str) or value.isascii():
-        return True
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+MAX_DEPTH = 64  # of lists and objects in one field; what walks them later may recurse
+
+
+_LEAVES = frozenset({int, float, bool, type(None)})  # left out early: prompts may be all ids
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Refuse, level by level, what is nested too deeply and texts that are no Unicode."""
+    level = [name, value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                _check_text(name, item)
+            elif isinstance(item, dict):
+                below += [*item, *item.values()]
+            elif isinstance(item, list):
+                below += [each for each in item if type(each) not in _LEAVES]
+        if not below:
+            return
+        level = below
+    raise InvalidRequest(f"`{name}` is nested deeper than {MAX_DEPTH} levels", name)
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()  # far faster than a look at each character
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"`{name}` holds half of a surrogate pair, which is no character", name
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

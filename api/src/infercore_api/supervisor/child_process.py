@@ -56,9 +56,9 @@ class ChildProcess:
         """Pass on its reports until it ends; returns its exit code, −N if signal N killed it."""
         reader, writer = await asyncio.open_connection(sock=self._lifeline, limit=_REPORT_LIMIT)
         try:
-            while line := await reader.readline():
+            while (line := await reader.readline()).endswith(b"\n"):
                 self._hear(json.loads(line), on_report)
-            return await self.process.wait()
+            return await self.process.wait()  # a line without end is a death in mid-report
         except ConnectionResetError:
             return await self.process.wait()
         finally:

@@ -2,10 +2,14 @@
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from infercore.config import EngineConfig
@@ -42,11 +46,15 @@ class ServeOptions:
 
 def serve(options: ServeOptions) -> int:
     """Serve until a signal. Returns the exit code. Raises ConfigError before anything loads."""
-    listener = bind(options.hostname, options.port)
-    console = ServeConsole(
-        url_of(listener), _limits(options), _auth(options), json_output=options.json_output
-    )
-    with listener, console, RunDirectory() as directory:
+    with ExitStack() as held:
+        _leave_at_signals(held)
+        listener = held.enter_context(bind(options.hostname, options.port))
+        console = held.enter_context(
+            ServeConsole(
+                url_of(listener), _limits(options), _auth(options), json_output=options.json_output
+            )
+        )
+        directory = held.enter_context(RunDirectory())
         engine, model_path = _resolve(options.engine, console.progress)
         supervisor = Supervisor(
             engine_spec(options, engine, directory),
@@ -57,6 +65,18 @@ def serve(options: ServeOptions) -> int:
             graceful_timeout=options.graceful_timeout,
         )
         return asyncio.run(supervisor.run())
+
+
+def _leave_at_signals(held: ExitStack) -> None:
+    """Until the supervisor takes the signals over, each ends the start, and gives back `held`."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        held.close()
+        os._exit(0)  # a download under way, in its thread, must not hold the process
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, leave)
 
 
 def bind(hostname: str, port: int) -> socket.socket:

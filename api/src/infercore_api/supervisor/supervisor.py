@@ -101,7 +101,7 @@ class Supervisor:
 
     async def _keep(self, spec: ChildSpec) -> None:
         """Start a child again and again. Returns when we stop; raises Refused or CrashLoop."""
-        deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        deaths: deque[float] = deque()
         while not self._stopping.is_set():
             child = await ChildProcess.start(spec)
             self._children[spec.name] = child
@@ -113,7 +113,9 @@ class Supervisor:
             if refusal is not None and spec.name not in self._was_ready:
                 raise Refused(refusal["message"], refusal["exit_code"])
             deaths.append(time.monotonic())
-            if len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATH_WINDOW_SECONDS:
+            while deaths[-1] - deaths[0] > DEATH_WINDOW_SECONDS:
+                deaths.popleft()  # so a death after long health is mended as fast as the first
+            if len(deaths) == MAX_DEATHS:
                 raise CrashLoop(
                     f"the {spec.name} died {MAX_DEATHS} times in "
                     f"{deaths[-1] - deaths[0]:.0f} s, last {_describe(code)}; its log above says "
