@@ -35,7 +35,9 @@ def serve_options(values: Mapping[str, Any]) -> ServeOptions:
         elif value is not None and value != []:
             home, _, field = flag.field.partition(".")
             if field in homes[home]:
-                raise ConfigError(f"{_FLAG_NAMES[flag.field]} and --{flag.name} say the same; give one")
+                raise ConfigError(
+                    f"{_FLAG_NAMES[flag.field]} and --{flag.name} say the same; give one"
+                )
             homes[home][field] = value
     engine, router, serve = homes["engine"], homes["router"], homes["serve"]
     if "memory_budget" in engine:

@@ -1,7 +1,7 @@
 """Bodies of OpenAI's routes, and what their parameters mean to the core."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -221,11 +221,9 @@ class CompletionBody(OpenAIBody):
     @property
     def prompts(self) -> list[str | list[int]]:
         """Each prompt, a text or token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(cast("list[str] | list[list[int]]", self.prompt))
+        given: Any = self.prompt  # checkers disagree about unions of lists
+        single = isinstance(given, str) or (len(given) > 0 and isinstance(given[0], int))
+        return [given] if single else list(given)
 
     @property
     def candidates(self) -> int:

@@ -189,8 +189,8 @@ def _body_problem(errors: Sequence[Mapping[str, Any]]) -> Problem:
     # the deepest place is the most telling: of a union, it is of the member that fits best
     places = [_place(error["loc"]) for error in errors]
     place = max(places, key=len)
-    texts = [
-        _MESSAGES.get(error["type"], error["msg"])
+    texts: list[str] = [
+        str(_MESSAGES.get(error["type"], error["msg"]))
         for error, other in zip(errors, places, strict=True)
         if other == place
     ]
