@@ -1,6 +1,8 @@
 """One real server on the bundled model, for all tests that only talk to it."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -24,3 +26,10 @@ def http(server: Server) -> Iterator[httpx2.Client]:
     """A plain HTTP client of that server."""
     with httpx2.Client(base_url=server.url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for a server's sockets, as `tmp_path`'s may not be."""
+    with tempfile.TemporaryDirectory(prefix="ic-") as path:
+        yield Path(path)

@@ -260,6 +260,49 @@ async def test_a_client_that_does_not_read_is_given_up(texts: Any) -> None:
     assert router.metrics()["infercore_requests_total", "cancelled"] == 1
 
 
+async def test_a_slow_reader_gets_every_event_in_order(texts: Any) -> None:
+    router = Router(texts, MemoryEngine())
+    sent: list[bytes] = []
+    open_gate = asyncio.Event()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if len(sent) in (2, 5):  # the socket is full, in the middle of a burst
+            await open_gate.wait()
+            open_gate.clear()
+        sent.append(message.get("body", b""))
+
+    call = asyncio.create_task(_call(router.app, generate(max_new_tokens=50), send))
+    await router.engine.arrived.wait()
+    for step in range(12):
+        router.engine.say(1, HELLO[:1])
+        await asyncio.sleep(0.01)
+        if step in (4, 9):
+            open_gate.set()
+    router.engine.say(1, HELLO[:1], FinishReason.LENGTH)
+    open_gate.set()
+    await asyncio.wait_for(call, 10)
+    events = [json.loads(line[6:]) for line in b"".join(sent).splitlines() if line]
+    assert [event["index"] for event in events] == list(range(1, 14))
+
+
+async def test_a_client_whose_socket_breaks_is_one_that_left(texts: Any) -> None:
+    router = Router(texts, MemoryEngine())
+    sent: list[bytes] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message.get("body", b""))
+        if len(sent) > 3:
+            raise BrokenPipeError
+
+    call = asyncio.create_task(_call(router.app, generate(max_new_tokens=50), send))
+    await router.engine.arrived.wait()
+    while not router.engine.aborted:
+        router.engine.say(1, HELLO[:1])
+        await asyncio.sleep(0.01)
+    await asyncio.wait_for(call, 10)
+    assert router.metrics()["infercore_requests_total", "cancelled"] == 1
+
+
 async def test_a_silent_stream_is_kept_alive_with_comments(texts: Any) -> None:
     router = Router(texts, MemoryEngine(), keep_alive=0.05)
     sent: list[bytes] = []

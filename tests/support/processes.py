@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 START_SECONDS = 60.0  # the machine may be busy with other tests
+SUPPORT = Path(__file__).parent
 QUICK = ("--dtype", "float32", "--max-total-tokens", "512")
 
 
@@ -37,18 +38,25 @@ def eventually(holds: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 class Server:
-    """`infercore serve` in a process, with its run directory in a folder of its own."""
+    """`infercore serve` in a process, with its run directory in a folder of its own.
 
-    def __init__(self, folder: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+    toy: with an engine on the NumPy executor, that starts in a fraction of the time.
+    """
+
+    def __init__(
+        self, folder: Path, *flags: str, toy: bool = False, env: dict[str, str] | None = None
+    ) -> None:
+        self._engine_module = "toy_engine_process" if toy else "infercore.engine_process"
         self.runtime = folder / "run"
         self.runtime.mkdir(exist_ok=True)
         self.log = folder / "log.txt"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "infercore_api.cli.main", "serve"]
+        main = "toy_serve" if toy else "infercore_api.cli.main"
+        path = [str(SUPPORT)] if toy else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--port", str(self.port), *flags],
+                [sys.executable, "-m", main, "serve", "--port", str(self.port), *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -56,6 +64,7 @@ class Server:
                     **os.environ,
                     "XDG_RUNTIME_DIR": str(self.runtime),
                     "INFERCORE_THREADS": "1",
+                    "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
                     **(env or {}),
                 },
             )
@@ -105,7 +114,7 @@ class Server:
 
     @property
     def engine(self) -> psutil.Process:
-        return self.child("infercore.engine_process")
+        return self.child(self._engine_module)
 
     @property
     def router(self) -> psutil.Process:
@@ -123,11 +132,22 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+def serving(
+    folder: Path, *flags: str, toy: bool = False, env: dict[str, str] | None = None
+) -> Iterator[Server]:
     """A server that is ready; whatever became of it, nothing of it is left afterwards."""
-    server = Server(folder, *flags, env=env)
-    try:
+    with starting(folder, *flags, toy=toy, env=env) as server:
         server.wait_ready()
+        yield server
+
+
+@contextmanager
+def starting(
+    folder: Path, *flags: str, toy: bool = False, env: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """A server that may not be ready yet, or never."""
+    server = Server(folder, *flags, toy=toy, env=env)
+    try:
         yield server
     finally:
         left = []

@@ -1,7 +1,8 @@
 """`python -m toy_engine_process FD`: an engine's process on the NumPy executor, quick to start.
 
 The variable TOY_FAULT plants one: "refuse" (the start is refused), "die" (every life ends while it
-loads), "hang" (the first step of the first life never ends; the file TOY_MARK tells lives apart).
+loads), "stall" (loading never ends), "hang" (the first step of the first life never ends; the file
+TOY_MARK tells lives apart).
 """
 
 import os
@@ -56,6 +57,8 @@ def launch(config: EngineConfig, progress: Progress) -> Toy:
         raise MemoryBudgetError("the toy does not fit; buy another")
     if fault == "die":
         os._exit(9)
+    if fault == "stall":
+        time.sleep(3600)
     executor = SlowExecutor(block_size=16)
     blocks = {group.name: BLOCKS for group in executor.groups}
     executor.allocate_kv(blocks)
@@ -70,7 +73,11 @@ def launch(config: EngineConfig, progress: Progress) -> Toy:
     )
     progress("load", 2, 2)
     info = replace(
-        INFO, model_path=config.model, max_model_len=longest, max_input_len=longest - 1, eos_ids=()
+        INFO,
+        max_model_len=longest,
+        max_input_len=longest - 1,
+        kv_tokens=(BLOCKS - 1) * 16,
+        eos_ids=(),
     )
     return Toy(engine, info)
 

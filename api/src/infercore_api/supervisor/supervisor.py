@@ -139,18 +139,24 @@ class Supervisor:
 
     async def _watch_engine(self) -> None:
         """Kill an engine that was ready and fell silent; its keeper starts it again."""
+        pause = min(1.0, self._silence / 4)
         while True:
-            await asyncio.sleep(min(1.0, self._silence / 4))
+            await asyncio.sleep(pause)
             engine = self._children.get(self._engine_name)
-            if engine is None or not engine.ready or engine.process.returncode is not None:
+            if engine is None or not self._is_silent(engine):
                 continue
-            silence = time.monotonic() - engine.heard
-            if silence > self._silence:
+            await asyncio.sleep(pause)  # if this process was stopped itself, it reads up first
+            if self._is_silent(engine):
+                silence = time.monotonic() - engine.heard
                 log.critical("the engine gave no sign of life for %.1f s; killing it", silence)
                 engine.send(signal.SIGABRT)
                 await asyncio.sleep(_STACKS_SECONDS)
                 engine.send(signal.SIGKILL)
                 await engine.process.wait()
+
+    def _is_silent(self, engine: ChildProcess) -> bool:
+        runs = engine.ready and engine.process.returncode is None
+        return runs and time.monotonic() - engine.heard > self._silence
 
     async def _stop(self, signals: "asyncio.Queue[int]") -> int:
         """End the router, then the engine; a second signal ends both at once."""
