@@ -109,13 +109,13 @@ class EngineServer:
     async def serve(self, path: str) -> None:
         """Listen on `path`, launch, and serve. Raises what `launch` or a step raised."""
         loop = self._loop = asyncio.get_running_loop()
+        stopped = asyncio.Event()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, stopped.set)
         server = grpc.aio.server(options=codec.UNLIMITED_MESSAGES)
         server.add_generic_rpc_handlers((_Handler(self._connect),))
         server.add_insecure_port(f"unix:{path}")
         await server.start()
-        stopped = asyncio.Event()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, stopped.set)
         steps = loop.run_in_executor(ThreadPoolExecutor(1, "step"), self._run_steps)
         heart = asyncio.create_task(self._beat_heart())
         stopping = asyncio.create_task(stopped.wait())
