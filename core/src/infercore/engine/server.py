@@ -146,6 +146,7 @@ class EngineServer:
                 if outputs:
                     self._loop.call_soon_threadsafe(self._deliver, outputs)
         finally:
+            self._idle = True  # no step is awaited any more, so the watchdog must not end anybody
             launched.close()
 
     def _take_arrivals(self, engine: ServedEngine) -> bool:
