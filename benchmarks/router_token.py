@@ -27,7 +27,7 @@ from infercore.text.chat_template import ChatTemplate
 from infercore.text.tokenizer import Tokenizer
 from infercore_api.router import openai, tgi
 from infercore_api.router.app import create_app
-from infercore_api.router.engine_client import Deliver, EngineClient, EnginePhase, EngineState
+from infercore_api.router.engine_client import EngineClient, EnginePhase, EngineState, Sink
 from infercore_api.router.options import RouterOptions
 from infercore_api.router.state import RouterState
 
@@ -55,7 +55,7 @@ class ScriptedEngine(EngineClient):
         self._script = script
         self._streams = streams
         self.complete = asyncio.Event()
-        self.live: dict[int, tuple[Deliver, bool]] = {}
+        self.live: dict[int, tuple[Sink, bool]] = {}
 
     async def start(self) -> None:
         """There is nothing to connect to."""
@@ -63,8 +63,8 @@ class ScriptedEngine(EngineClient):
     async def close(self) -> None:
         """There is nothing to disconnect from."""
 
-    def submit(self, request: Request, deliver: Deliver) -> None:
-        self.live[request.request_id] = deliver, request.sampling.logprobs is not None
+    def submit(self, request: Request, sink: Sink) -> None:
+        self.live[request.request_id] = sink, request.sampling.logprobs is not None
         if len(self.live) == self._streams:
             self.complete.set()
 
@@ -73,11 +73,16 @@ class ScriptedEngine(EngineClient):
 
     def step(self, at: int, *, last: bool) -> None:
         """Deliver token `at` of the script, each stream starting elsewhere in it."""
-        reason = FinishReason.LENGTH if last else None
-        for request_id, (deliver, wants_logprobs) in list(self.live.items()):
+        now = time.monotonic()
+        for request_id, (sink, wants_logprobs) in list(self.live.items()):
             token_id = self._script[(at + 7 * request_id) % len(self._script)]
-            entry = [TokenLogprobs(-1.2345678)] if wants_logprobs else None
-            deliver(Output(request_id, [token_id], entry, reason))
+            logprob = -1.2345678 if wants_logprobs else None
+            if at and not last:
+                sink.token(token_id, logprob, now)
+                continue
+            entry = None if logprob is None else [TokenLogprobs(logprob)]
+            reason = FinishReason.LENGTH if last else None
+            sink.output(Output(request_id, [token_id], entry, reason))
         if last:
             self.live.clear()
 
@@ -94,7 +99,7 @@ class ScriptedEngine(EngineClient):
         return EngineStats()
 
 
-class Sink:
+class Connection:
     """One connection: its request goes in, and what comes out is only counted."""
 
     def __init__(self, path: str, body: dict[str, Any]) -> None:
@@ -134,8 +139,10 @@ async def measure(path: str, streams: int, tokens: int, profile: cProfile.Profil
         key = "max_new_tokens" if path == "/generate_stream" else "max_tokens"
         body = json.loads(json.dumps(BODIES[path]))
         body.get("parameters", body)[key] = tokens
-        sinks = [Sink(path, body) for _ in range(streams)]
-        calls = [asyncio.create_task(app(sink.scope, sink.receive, sink.send)) for sink in sinks]
+        connections = [Connection(path, body) for _ in range(streams)]
+        calls = [
+            asyncio.create_task(app(each.scope, each.receive, each.send)) for each in connections
+        ]
         await engine.complete.wait()
         if profile is not None:
             profile.enable()
@@ -148,7 +155,7 @@ async def measure(path: str, streams: int, tokens: int, profile: cProfile.Profil
         if profile is not None:
             profile.disable()
         state.workers.close()
-    assert sum(sink.events for sink in sinks) >= streams * tokens // 2, "streams were written"
+    assert sum(each.events for each in connections) >= streams * tokens // 2, "streams were written"
     return 1e6 * spent / (streams * tokens)
 
 

@@ -5,7 +5,7 @@ import asyncio
 from infercore.engine.info import EngineInfo
 from infercore.engine.request import EngineStats, FinishReason, Output, Request, TokenLogprobs
 from infercore.errors import EngineUnavailable
-from infercore_api.router.engine_client import Deliver, EngineClient, EnginePhase, EngineState
+from infercore_api.router.engine_client import EngineClient, EnginePhase, EngineState, Sink
 
 INFO = EngineInfo(
     model_id="infercore/demo",
@@ -49,7 +49,7 @@ class MemoryEngine(EngineClient):
         self.aborted: list[int] = []
         self.phase = EnginePhase.READY
         self.arrived = asyncio.Event()
-        self._deliver: dict[int, Deliver] = {}
+        self._sinks: dict[int, Sink] = {}
         self._script = script
 
     async def start(self) -> None:
@@ -58,17 +58,17 @@ class MemoryEngine(EngineClient):
     async def close(self) -> None:
         """There is nothing to disconnect from."""
 
-    def submit(self, request: Request, deliver: Deliver) -> None:
+    def submit(self, request: Request, sink: Sink) -> None:
         if self.phase is not EnginePhase.READY:
             raise EngineUnavailable("The engine is not ready")
         self.requests[request.request_id] = request
-        self._deliver[request.request_id] = deliver
+        self._sinks[request.request_id] = sink
         self.arrived.set()
         if self._script is not None:
             self.say(request.request_id, self._script, FinishReason.LENGTH)
 
     def abort(self, request_id: int) -> None:
-        if self._deliver.pop(request_id, None) is not None:
+        if self._sinks.pop(request_id, None) is not None:
             self.aborted.append(request_id)
 
     def say(
@@ -80,12 +80,12 @@ class MemoryEngine(EngineClient):
         cached_tokens: int = 0,
     ) -> None:
         """Deliver one output with so many tokens."""
-        deliver = self._deliver[request_id] if reason is None else self._deliver.pop(request_id)
+        sink = self._sinks[request_id] if reason is None else self._sinks.pop(request_id)
         asked = self.requests[request_id].sampling.logprobs
         logprobs = None if asked is None else [TokenLogprobs(-0.5)] * len(token_ids)
         output = Output(request_id, token_ids, logprobs, reason, cached_tokens=cached_tokens)
         output.error = error  # type: ignore[assignment]
-        deliver(output)
+        sink.output(output)
 
     @property
     def state(self) -> EngineState:

@@ -77,13 +77,19 @@ def outputs(draw: st.DrawFn) -> Output:
     output.finish_reason = draw(st.none() | st.sampled_from(FinishReason))
     if output.finish_reason is FinishReason.ERROR:
         output.error = draw(ERRORS)
-    if draw(st.booleans()):
+    if draw(st.booleans()) and tokens:
         output.logprobs = [draw(token_logprobs()) for _ in tokens]
     if draw(st.booleans()):
         output.cached_tokens, output.queue_seconds = draw(COUNTS), draw(st.floats(0, 1e6))
     if draw(st.booleans()):
         output.prompt_logprobs = [None, *draw(st.lists(token_logprobs(), max_size=3))]
     return output
+
+
+def whole(token: codec.PlainToken) -> Output:
+    request_id, token_id, logprob = token
+    logprobs = None if logprob is None else [TokenLogprobs(logprob)]
+    return Output(request_id, [token_id], logprobs)
 
 
 def told(error: RequestError | None) -> tuple[Any, ...]:
@@ -98,11 +104,13 @@ def test_a_request_comes_back_whole(request: Request) -> None:
 
 
 @WIRE
-@given(st.lists(outputs(), max_size=4))
+@given(st.lists(outputs(), max_size=4, unique_by=lambda output: output.request_id))
 def test_outputs_come_back_whole(sent: list[Output]) -> None:
     message = pb.ToRouter.FromString(codec.encode_outputs(sent))
     assert message.WhichOneof("body") == "outputs"
-    got = codec.decode_outputs(message.outputs)
+    plain, others = codec.decode_outputs(message.outputs)
+    by_id = {output.request_id: output for output in (*map(whole, plain), *others)}
+    got = [by_id[each.request_id] for each in sent]
     assert [told(each.error) for each in got] == [told(each.error) for each in sent]
     for each in (*got, *sent):
         each.error = None  # exceptions are equal only to themselves

@@ -67,7 +67,9 @@ class Router:
         """All tokens of a request, and its last output."""
         tokens: list[int] = []
         while True:
-            for output in codec.decode_outputs(await self.next("outputs")):
+            plain, others = codec.decode_outputs(await self.next("outputs"))
+            tokens += [token_id for owner, token_id, _ in plain if owner == request_id]
+            for output in others:
                 if output.request_id == request_id:
                     tokens += output.token_ids
                     if output.finish_reason is not None:

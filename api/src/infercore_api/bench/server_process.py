@@ -15,6 +15,7 @@ from typing import Any, Self
 from infercore.errors import ConfigError
 from infercore_api.bench.sse_client import Target
 
+_SERVE = (sys.executable, "-m", "infercore_api.cli.main", "serve", "--port", "0", "--json-output")
 _READY_SECONDS = 600.0
 _STOP_SECONDS = 30.0
 _POLL_SECONDS = 0.02
@@ -24,18 +25,16 @@ _PROC = Path("/proc")
 class ServerProcess:
     """`infercore serve ARGUMENTS` on a free port. A context manager; leaving it stops the server.
 
+    command: another that starts such a server, for engines of one's own.
     url: where it listens. ready_seconds: from the start of the process to a healthy answer.
     Raises ConfigError, with the server's last words, if it does not come up.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], command: Sequence[str] = _SERVE) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the server runs
         began = time.perf_counter()
         self.process = subprocess.Popen(
-            (
-                *(sys.executable, "-m", "infercore_api.cli.main", "serve"),
-                *("--port", "0", "--json-output", *arguments),
-            ),
+            (*command, *arguments),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,

@@ -1,16 +1,24 @@
 """EngineClient: one engine as the router sees it, whatever lies between."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Protocol
 
 from infercore.engine.info import EngineInfo
 from infercore.engine.request import EngineStats, Output, Request
 
-Deliver: TypeAlias = Callable[[Output], None]
-"""Called on the event loop with each output of one request, in order; the last has a reason."""
+
+class Sink(Protocol):
+    """Where one request's outputs go. Called on the event loop, in order; nothing in it waits."""
+
+    def token(self, token_id: int, logprob: float | None, now: float) -> None:
+        """One more token and nothing else: a streamed token's path. now: time.monotonic."""
+        ...
+
+    def output(self, output: Output) -> None:
+        """Whatever else comes: first tokens, likeliest tokens, ends. The last has a reason."""
+        ...
 
 
 class EnginePhase(Enum):
@@ -45,7 +53,7 @@ class EngineClient(ABC):
         """Disconnect; live requests end with EngineUnavailable."""
 
     @abstractmethod
-    def submit(self, request: Request, deliver: Deliver) -> None:
+    def submit(self, request: Request, sink: Sink) -> None:
         """Send a request. Every request gets exactly one output with a finish reason.
 
         If the engine dies, that output has reason ERROR and an EngineUnavailable.

@@ -1,154 +1,24 @@
 """Generations: the router's side of requests in work, from prompt ids to final text.
 
-    open ──▶ tokenize ──▶ start ──▶ deliver … deliver ──▶ end of each choice ──▶ close
-    (permits)              (engine)   (one call per output, on the event loop)
-
-`Choice.deliver` is the hot path: it detokenizes, applies stop strings and hands each token to the
-listener, which formats. Nothing in it waits, so the engine never waits for a client.
+open ──▶ tokenize ──▶ start ──▶ token … token ──▶ end of each choice ──▶ close
+(permits)              (engine)   (on the event loop)
 """
 
 import asyncio
 import itertools
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from time import monotonic
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-from infercore.engine.request import FinishReason, Output, Request, TokenLogprobs
+from infercore.engine.request import FinishReason, Request, TokenLogprobs
 from infercore.errors import EngineUnavailable, InvalidRequest, Overloaded, RequestError
-from infercore.sampling import MAX_SEED, SamplingParams
-from infercore.text.detokenizer import Detokenizer
 from infercore.text.tokenizer import Tokenizer
 from infercore_api.observability.logs import RequestRecord
 from infercore_api.observability.metrics import Metrics
+from infercore_api.router.choice import Choice, Listener, Prompt
 from infercore_api.router.engine_client import EngineClient
 from infercore_api.router.problems import problem_of
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What one choice starts from. `sampling` has `max_tokens` set.
-
-    text: the prompt as the client wrote it, or as the template made it; "" for token ids.
-    include_stop: the generated text keeps the stop string that ended it.
-    """
-
-    text: str
-    ids: Sequence[int]
-    sampling: SamplingParams
-    include_stop: bool = False
-
-
-class Listener(Protocol):
-    """Who is told about tokens: a formatter of events, or a collector for one whole reply."""
-
-    def on_token(
-        self,
-        choice: "Choice",
-        token_id: int,
-        text: str,
-        logprobs: TokenLogprobs | None,
-        reason: FinishReason | None,
-    ) -> None:
-        """A token came, with the text that became final; `reason` is set on the choice's last."""
-
-    def on_done(self, error: RequestError | None) -> None:
-        """All choices ended, or `error` ended them; called once."""
-
-
-class Choice:
-    """One sequence in work: what came so far, and how it ended."""
-
-    __slots__ = (
-        "_detokenizer",
-        "_generation",
-        "_last",
-        "cached_tokens",
-        "finish_reason",
-        "index",
-        "logprob_sum",
-        "output_ids",
-        "prompt",
-        "prompt_logprobs",
-        "queue_seconds",
-        "request_id",
-        "texts",
-    )
-
-    def __init__(
-        self, generation: "Generation", index: int, request_id: int, prompt: Prompt
-    ) -> None:
-        self.index = index
-        self.request_id = request_id
-        self.prompt = prompt
-        self.output_ids: list[int] = []
-        self.texts: list[str] = []
-        self.logprob_sum = 0.0
-        self.finish_reason: FinishReason | None = None
-        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
-        self.cached_tokens = 0
-        self.queue_seconds = 0.0
-        self._generation = generation
-        self._last = 0.0
-        self._detokenizer = Detokenizer(
-            generation.tokenizer,
-            prompt.ids,
-            stop=prompt.sampling.stop,
-            include_stop=prompt.include_stop,
-        )
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-    @property
-    def mean_logprob(self) -> float:
-        """What candidates are compared by; needs log-probabilities of the choices."""
-        return self.logprob_sum / max(1, len(self.output_ids))
-
-    def deliver(self, output: Output) -> None:
-        """Take one output of the engine."""
-        if output.token_ids:
-            self._time(output)
-        on_token, push = self._generation.on_token, self._detokenizer.push_one
-        ids, logprobs = output.token_ids, output.logprobs
-        for i, token_id in enumerate(ids):
-            text = push(token_id)
-            reason = output.finish_reason if i + 1 == len(ids) else None
-            if self._detokenizer.stop_string is not None:
-                if output.finish_reason is None:
-                    self._generation.engine.abort(self.request_id)
-                reason = FinishReason.STOP
-            elif reason is not None:
-                text += self._detokenizer.flush()
-            self.output_ids.append(token_id)
-            self.texts.append(text)
-            self.finish_reason = reason
-            entry = None
-            if logprobs is not None:
-                entry = logprobs[i]
-                self.logprob_sum += entry.logprob
-            on_token(self, token_id, text, entry, reason)
-            if reason is not None:
-                break
-        if self.finish_reason is None and output.finish_reason is not None:
-            self.finish_reason = output.finish_reason
-        if self.finish_reason is not None:
-            self._generation.choice_ended(self, output.error)
-
-    def _time(self, output: Output) -> None:
-        now = monotonic()
-        metrics = self._generation.metrics
-        if self.output_ids:
-            metrics.inter_token.observe(now - self._last)
-        else:
-            self.prompt_logprobs = output.prompt_logprobs
-            self.cached_tokens = output.cached_tokens
-            self.queue_seconds = output.queue_seconds
-            self._generation.first_token(now)
-        self._last = now
 
 
 class Generation:
@@ -175,10 +45,9 @@ class Generation:
     def start(self, prompts: Sequence[Prompt], listener: Listener) -> None:
         """Submit one sequence per prompt. Raises EngineUnavailable if there is no engine."""
         self.submitted = monotonic()
-        self.on_token = listener.on_token
         self._on_done = listener.on_done
         for index, prompt in enumerate(prompts):
-            choice = Choice(self, index, next(self._generator.ids), prompt)
+            choice = Choice(self, listener, index, next(self._generator.ids), prompt)
             self.choices.append(choice)
             self._live[choice.request_id] = choice
         for choice in self.choices:
@@ -188,7 +57,7 @@ class Generation:
                 choice.prompt.sampling,
                 arrival=self.submitted,
             )
-            self.engine.submit(request, choice.deliver)
+            self.engine.submit(request, choice)
 
     def first_token(self, now: float) -> None:
         """Note when a choice's first token came; the first of the request is measured."""
@@ -385,13 +254,3 @@ class Collector:
     async def done(self) -> None:
         """Return when all choices ended. Raises the RequestError that ended them."""
         await self._done
-
-
-def choices_of(prompt: Prompt, count: int) -> list[Prompt]:
-    """`count` choices of one prompt: choice j draws with seed + j, from a drawn seed if none."""
-    seed = prompt.sampling.seed
-    first = secrets.randbits(64) if seed is None else seed
-    return [
-        replace(prompt, sampling=replace(prompt.sampling, seed=(first + j) & MAX_SEED))
-        for j in range(count)
-    ]

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from time import monotonic
 
 import grpc
 import grpc.aio
@@ -12,7 +13,7 @@ from infercore.engine import engine_pb2 as pb
 from infercore.engine.info import EngineInfo
 from infercore.engine.request import EngineStats, FinishReason, Output, Request
 from infercore.errors import EngineUnavailable
-from infercore_api.router.engine_client import Deliver, EngineClient, EnginePhase, EngineState
+from infercore_api.router.engine_client import EngineClient, EnginePhase, EngineState, Sink
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 _STARTING = EngineState(EnginePhase.STARTING)
+_UNUSABLE = "request %d is dropped: its output could not be used"
 
 
 class GrpcEngineClient(EngineClient):
@@ -44,7 +46,7 @@ class GrpcEngineClient(EngineClient):
         self._address = address
         self._heartbeat_timeout = heartbeat_timeout
         self._on_ready = on_ready
-        self._live: dict[int, Deliver] = {}
+        self._live: dict[int, Sink] = {}
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
         self._state = _STARTING
         self._info: EngineInfo | None = None
@@ -85,7 +87,7 @@ class GrpcEngineClient(EngineClient):
             return False
         return True
 
-    def submit(self, request: Request, deliver: Deliver) -> None:
+    def submit(self, request: Request, sink: Sink) -> None:
         if self._draining:
             raise EngineUnavailable("The server is shutting down and takes no new requests")
         if self._state.phase is not EnginePhase.READY:
@@ -93,7 +95,7 @@ class GrpcEngineClient(EngineClient):
                 f"The engine is not ready (it is {self._state.phase.value}); try again soon"
             )
         assert request.request_id not in self._live
-        self._live[request.request_id] = deliver
+        self._live[request.request_id] = sink
         self._idle.clear()
         self._outbox.put_nowait(codec.encode_submit(request))
 
@@ -145,8 +147,7 @@ class GrpcEngineClient(EngineClient):
     def _receive(self, message: pb.ToRouter) -> None:
         body = message.WhichOneof("body")
         if body == "outputs":
-            for output in codec.decode_outputs(message.outputs):
-                self._deliver(output)
+            self._deliver(message.outputs)
         elif body == "heartbeat":
             self._stats = codec.decode_stats(message.heartbeat)
         elif body == "hello":
@@ -160,17 +161,26 @@ class GrpcEngineClient(EngineClient):
             phase = EnginePhase.WARMING if warming else EnginePhase.LOADING
             self._state = EngineState(phase, progress.done, progress.total)
 
-    def _deliver(self, output: Output) -> None:
-        if output.finish_reason is None:
-            deliver = self._live.get(output.request_id)
-        else:
-            deliver = self._live.pop(output.request_id, None)
-            if not self._live:
-                self._idle.set()
-        if deliver is None:
-            return
-        if not _delivered(deliver, output):
-            self.abort(output.request_id)
+    def _deliver(self, outputs: pb.Outputs) -> None:
+        """Hand out what one step brought; the fault of one request must not end the others."""
+        plain, others = codec.decode_outputs(outputs)
+        now = monotonic()
+        for request_id, token_id, logprob in plain:
+            sink = self._live.get(request_id)
+            if sink is not None:
+                try:
+                    sink.token(token_id, logprob, now)
+                except Exception:
+                    log.exception(_UNUSABLE, request_id)
+                    self.abort(request_id)
+        for output in others:
+            sink = self._live.get(output.request_id)
+            if output.finish_reason is not None:
+                self._live.pop(output.request_id, None)
+            if sink is not None and not _delivered(sink, output):
+                self.abort(output.request_id)
+        if not self._live:
+            self._idle.set()
 
     def _lose(self, why: str) -> None:
         """End every live request: their engine is gone."""
@@ -178,17 +188,17 @@ class GrpcEngineClient(EngineClient):
         self._stats = EngineStats()
         lost, self._live = self._live, {}
         self._idle.set()
-        for request_id, deliver in lost.items():
+        for request_id, sink in lost.items():
             error = EngineUnavailable(f"The request was not finished: {why}; it is safe to retry")
-            _delivered(deliver, Output(request_id, finish_reason=FinishReason.ERROR, error=error))
+            _delivered(sink, Output(request_id, finish_reason=FinishReason.ERROR, error=error))
 
 
-def _delivered(deliver: Deliver, output: Output) -> bool:
-    """Whether the request took its output; its fault must not end the others' stream."""
+def _delivered(sink: Sink, output: Output) -> bool:
+    """Whether the request took its output."""
     try:
-        deliver(output)
+        sink.output(output)
     except Exception:
-        log.exception("request %d is dropped: its output could not be used", output.request_id)
+        log.exception(_UNUSABLE, output.request_id)
         return False
     return True
 

@@ -7,6 +7,7 @@ FD is the socket to the supervisor (`infercore.child`); the configuration that a
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ from infercore_api.router.app import create_app
 from infercore_api.router.grpc_engine_client import GrpcEngineClient
 from infercore_api.router.options import RouterOptions
 from infercore_api.router.state import RouterState
+from infercore_api.router.tokenization import read_tokenizer_info
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,13 @@ async def serve(lifeline: Lifeline) -> int:
     engine = GrpcEngineClient(config["engine"], on_ready=tell_ready)
     model = Path(config["model_path"])
     template = ChatTemplate.open(model)
-    state = RouterState(engine, Tokenizer(model), template, _options(config["router"]))
+    state = RouterState(
+        engine,
+        Tokenizer(model),
+        template,
+        _options(config["router"]),
+        read_tokenizer_info(model),
+    )
     app = create_app(state, PluginManager().register_routes)
     server = _Server(
         uvicorn.Config(
@@ -78,6 +86,8 @@ async def serve(lifeline: Lifeline) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     await engine.start()
+    gc.collect()
+    gc.freeze()  # what was loaded stays, so later collections need not look at it
     serving = asyncio.create_task(server.serve([socket.socket(fileno=config["listen"])]))
     stopping = asyncio.create_task(stop.wait())
     try:

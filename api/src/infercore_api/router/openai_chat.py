@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request, Response
 
 from infercore.engine.request import FinishReason, TokenLogprobs
 from infercore.errors import RequestError
-from infercore_api.router.generation import Choice, Collector, Generation, Prompt, choices_of
+from infercore_api.router.choice import Choice, Prompt, choices_of
+from infercore_api.router.generation import Collector, Generation
 from infercore_api.router.openai_reply import FINISH_REASONS, Envelope, chat_logprobs, usage
 from infercore_api.router.openai_schema import ChatBody
 from infercore_api.router.serving import serve_stream, serve_whole
@@ -27,19 +28,19 @@ def add_chat(router: APIRouter, state: RouterState) -> None:
                 state,
                 request,
                 body.n,
-                lambda: _prepare(state, body),
+                lambda: prepare(state, body),
                 lambda generation: ChatEvents(state, body, generation),
             )
         return await serve_whole(
             state,
             request,
             body.n,
-            lambda: _prepare(state, body),
+            lambda: prepare(state, body),
             lambda generation, collector: _whole(state, body, generation, collector),
         )
 
 
-def _prepare(state: RouterState, body: ChatBody) -> Sequence[Prompt]:
+def prepare(state: RouterState, body: ChatBody) -> Sequence[Prompt]:
     """Render and tokenize; runs on a worker thread."""
     messages = [message.for_template() for message in body.messages]
     text = state.chat_template.render(messages, variables=body.chat_template_kwargs)

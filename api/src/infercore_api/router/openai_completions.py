@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 
 from infercore.engine.request import FinishReason, TokenLogprobs
 from infercore.errors import RequestError
-from infercore_api.router.generation import Choice, Collector, Generation, Prompt, choices_of
+from infercore_api.router.choice import Choice, Prompt, choices_of
+from infercore_api.router.generation import Collector, Generation
 from infercore_api.router.openai_reply import (
     FINISH_REASONS,
     CompletionLogprobs,

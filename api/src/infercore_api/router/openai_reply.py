@@ -10,7 +10,8 @@ from typing import Any
 
 from infercore.engine.request import FinishReason, TokenLogprobs
 from infercore.text.tokenizer import Tokenizer
-from infercore_api.router.generation import Choice, Generation
+from infercore_api.router.choice import Choice
+from infercore_api.router.generation import Generation
 from infercore_api.router.state import RouterState
 
 FINISH_REASONS = {

@@ -69,7 +69,8 @@ class EventStream(Response):
             self._pending.append(event)
             self._notify()
             return
-        sending = self._send(_body(event))
+        message = {"type": "http.response.body", "body": event.encode(), "more_body": True}
+        sending = self._send(message)
         try:
             waits_for = sending.send(None)
         except StopIteration:

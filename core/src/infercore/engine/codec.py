@@ -1,7 +1,8 @@
 """Requests, outputs and facts as messages of `engine.proto`, and back. Used by both ends."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
 
@@ -20,6 +21,9 @@ UNLIMITED_MESSAGES = (
     ("grpc.max_send_message_length", -1),
 )
 """Channel options: log-probabilities of a long prompt exceed gRPC's default of 4 MiB."""
+
+PlainToken: TypeAlias = tuple[int, int, float | None]
+"""(request_id, token id, its log-probability if asked for): a row with nothing else to say."""
 
 _TO_WIRE = {
     None: pb.NONE,
@@ -129,9 +133,11 @@ def encode_outputs(outputs: Sequence[Output]) -> bytes:
     packed.counts.extend([len(output.token_ids) for output in outputs])
     packed.tokens.extend([token for output in outputs for token in output.token_ids])
     packed.finish.extend([_TO_WIRE[output.finish_reason] for output in outputs])
+    if any(output.logprobs is not None for output in outputs):
+        packed.chosen.extend(_chosen(outputs))
     for row, output in enumerate(outputs):
-        if output.logprobs is not None:
-            _pack_logprobs(packed.logprobs.add(), row, output.logprobs)
+        if output.logprobs is not None and any(each.top_ids for each in output.logprobs):
+            _pack_logprobs(packed.tops.add(), row, output.logprobs)
         if output.queue_seconds or output.cached_tokens or output.prompt_logprobs is not None:
             _pack_first(packed.firsts.add(), row, output)
         if output.error is not None:
@@ -139,25 +145,47 @@ def encode_outputs(outputs: Sequence[Output]) -> bytes:
     return message.SerializeToString()
 
 
-def decode_outputs(packed: pb.Outputs) -> list[Output]:
-    """The outputs of one step, in the engine's order."""
+def decode_outputs(packed: pb.Outputs) -> tuple[list[PlainToken], list[Output]]:
+    """The outputs of one step: those that are one more token and nothing else, and the others.
+
+    A request has at most one output in a step, so nothing is lost by taking them apart.
+    """
     tokens = list(packed.tokens)
-    outputs: list[Output] = []
+    chosen: list[float | None] = [None if math.isnan(each) else each for each in packed.chosen]
+    chosen = chosen or [None] * len(tokens)
+    apart = {each.row for each in packed.tops} | {each.row for each in packed.firsts}
+    apart.update(each.row for each in packed.failures)
+    plain: list[PlainToken] = []
+    others: dict[int, Output] = {}
     start = 0
-    for request_id, count, finish in zip(
-        packed.request_ids, packed.counts, packed.finish, strict=True
+    for row, (request_id, count, finish) in enumerate(
+        zip(packed.request_ids, packed.counts, packed.finish, strict=True)
     ):
+        if count == 1 and not finish and row not in apart:
+            plain.append((request_id, tokens[start], chosen[start]))
+            start += 1
+            continue
         end = start + count
-        reason = _FROM_WIRE[finish] if finish else None
-        outputs.append(Output(request_id, tokens[start:end], None, reason))
+        output = others[row] = Output(request_id, tokens[start:end])
+        output.finish_reason = _FROM_WIRE[finish] if finish else None
+        known = [TokenLogprobs(each) for each in chosen[start:end] if each is not None]
+        output.logprobs = known or None
         start = end
-    for row in packed.logprobs:
-        outputs[row.row].logprobs = _unpack_logprobs(row)
+    for top in packed.tops:
+        others[top.row].logprobs = _unpack_logprobs(top)
     for first in packed.firsts:
-        _unpack_first(first, outputs[first.row])
+        _unpack_first(first, others[first.row])
     for failure in packed.failures:
-        outputs[failure.row].error = _unpack_failure(failure)
-    return outputs
+        others[failure.row].error = _unpack_failure(failure)
+    return plain, list(others.values())
+
+
+def _chosen(outputs: Sequence[Output]) -> Iterator[float]:
+    for output in outputs:
+        if output.logprobs is None:
+            yield from (math.nan for _ in output.token_ids)
+        else:
+            yield from (each.logprob for each in output.logprobs)
 
 
 def _pack_logprobs(packed: pb.RowLogprobs, row: int, logprobs: Sequence[TokenLogprobs]) -> None:

@@ -208,22 +208,24 @@ class Heartbeat(_message.Message):
     def __init__(self, stats: _Optional[_Union[EngineStats, _Mapping]] = ...) -> None: ...
 
 class Outputs(_message.Message):
-    __slots__ = ("request_ids", "counts", "tokens", "finish", "logprobs", "firsts", "failures")
+    __slots__ = ("request_ids", "counts", "tokens", "finish", "chosen", "tops", "firsts", "failures")
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
-    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    TOPS_FIELD_NUMBER: _ClassVar[int]
     FIRSTS_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     request_ids: _containers.RepeatedScalarFieldContainer[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
     finish: _containers.RepeatedScalarFieldContainer[int]
-    logprobs: _containers.RepeatedCompositeFieldContainer[RowLogprobs]
+    chosen: _containers.RepeatedScalarFieldContainer[float]
+    tops: _containers.RepeatedCompositeFieldContainer[RowLogprobs]
     firsts: _containers.RepeatedCompositeFieldContainer[First]
     failures: _containers.RepeatedCompositeFieldContainer[Failure]
-    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[RowLogprobs, _Mapping]]] = ..., firsts: _Optional[_Iterable[_Union[First, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ...) -> None: ...
+    def __init__(self, request_ids: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Iterable[int]] = ..., chosen: _Optional[_Iterable[float]] = ..., tops: _Optional[_Iterable[_Union[RowLogprobs, _Mapping]]] = ..., firsts: _Optional[_Iterable[_Union[First, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ...) -> None: ...
 
 class RowLogprobs(_message.Message):
     __slots__ = ("row", "logprobs", "top_counts", "top_ids", "top_logprobs")
