@@ -83,8 +83,8 @@ class ScriptedExecutor(Executor):
     def allocate_kv(self, num_blocks: Mapping[str, int]) -> None:
         """Nothing is kept."""
 
-    def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> None:
-        """There is nothing to warm."""
+    def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> int:
+        return len(buckets)
 
     def submit(self, step: Step) -> Handle:
         rows = step.num_rows

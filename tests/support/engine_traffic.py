@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from infercore.engine.buckets import Buckets, largest_step, plan_buckets
 from infercore.engine.engine import Engine
 from infercore.engine.info import EngineInfo
 from infercore.engine.limits import EngineLimits
@@ -59,12 +60,25 @@ class Clock:
 
 
 def make_engine(
-    executor: NumpyExecutor, num_blocks: int = 64, clock: Clock | None = None, **limits: Any
+    executor: NumpyExecutor,
+    num_blocks: int = 64,
+    clock: Clock | None = None,
+    warm: int | None = None,
+    **limits: Any,
 ) -> Engine:
-    """num_blocks: of every group, block 0 included. limits: fields of EngineLimits."""
+    """num_blocks: of every group, block 0 included. limits: fields of EngineLimits.
+
+    warm: how many buckets there was time for; None = all.
+    """
     blocks = {group.name: num_blocks for group in executor.groups}
     executor.allocate_kv(blocks)
     chosen = {"max_model_len": 64, "max_num_seqs": 8, "max_batch_tokens": 32, **limits}
+    static = executor.capabilities().static_dimensions
+    largest = largest_step(static, chosen["max_num_seqs"], chosen["max_batch_tokens"])
+    chosen["max_batch_tokens"] = largest.scheduled
+    size = executor.groups[0].block_size
+    planned = plan_buckets(static, largest, -(-chosen["max_model_len"] // size))[:warm]
+    executor.warm_up(planned, 0.0, lambda *_: None)
     return Engine(
         executor,
         executor.groups,
@@ -72,6 +86,7 @@ def make_engine(
         EngineLimits(**chosen),
         eos_ids=(EOS,),
         vocab_size=VOCAB,
+        buckets=Buckets.of(static, planned),
         clock=clock or Clock(),
     )
 

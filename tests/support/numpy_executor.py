@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faults import Fault
-from infercore.capabilities import FULL, UNKNOWN, Capabilities
+from infercore.capabilities import FULL, UNKNOWN, Capabilities, StaticDimension
 from infercore.engine.limits import STEP_MASKS
 from infercore.errors import StepDropped, StepFailed
 from infercore.executor import (
@@ -40,7 +40,7 @@ from infercore.step import (
     StepResult,
     UInt64,
 )
-from step_rules import ARRAYS, check_blocks, check_shapes
+from step_rules import ARRAYS, check_blocks, check_shapes, unpadded
 from toy_model import ToyModel, unpack
 
 Masks: TypeAlias = dict[int, NDArray[np.bool_]]
@@ -61,8 +61,9 @@ class _Slot:
 class _Unresolved(Handle):
     """A step in flight, with a copy of what its arrays were."""
 
-    def __init__(self, executor: "NumpyExecutor", step: Step, number: int) -> None:
+    def __init__(self, executor: "NumpyExecutor", step: Step, number: int, rows: int) -> None:
         self.executor, self.step, self.number = executor, step, number
+        self.rows = rows  # those of padding included
         self.copies = {name: getattr(step, name).copy() for name in ARRAYS}
         self.late: LateInputs | None = None
         self.dropped = False
@@ -72,7 +73,8 @@ class _Unresolved(Handle):
     def sample(self, late: LateInputs) -> None:
         assert self.step.late, "sample() is for late steps"
         assert self.late is None, "sample() comes once"
-        assert late.drop.shape == (self.step.num_rows,)
+        assert late.drop.shape == (self.rows,)
+        assert late.drop[self.step.num_rows :].all(), "nobody wants what padding yields"
         self.late = late
 
     def result(self, timeout: float | None = None) -> StepResult:
@@ -99,6 +101,7 @@ class NumpyExecutor(Executor):
         max_in_flight: int = 2,
         tokens_per_step: int = 1,
         late_inputs: bool = True,
+        static: tuple[StaticDimension, ...] = (),
         faults: Sequence[Fault] = (),
     ) -> None:
         self.model, self.faults = model, faults
@@ -109,6 +112,7 @@ class NumpyExecutor(Executor):
         self._can = Capabilities(
             dtypes=("float32",),
             block_sizes=(block_size,),
+            static_dimensions=static,
             max_in_flight=max_in_flight,
             tokens_per_step=tokens_per_step,
             late_inputs=FULL if late_inputs else UNKNOWN,
@@ -116,6 +120,7 @@ class NumpyExecutor(Executor):
             prompt_logprobs=FULL,
             extras={} if late_inputs else {STEP_MASKS: FULL},
         )
+        self._planned: set[Bucket] = set()
         self._unresolved: deque[_Unresolved] = deque()
         self._slots: dict[int, _Slot] = {}
         self._last: list[list[int]] = []  # tokens by row of the step resolved last
@@ -146,8 +151,10 @@ class NumpyExecutor(Executor):
         self._written = [np.zeros(size, np.bool_) for size in sizes]
         self._handed_out: list[set[int]] = [set() for _ in self.groups]
 
-    def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> None:
-        del buckets, deadline, progress
+    def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> int:
+        del deadline, progress
+        self._planned.update(buckets)
+        return len(buckets)
 
     def copy_blocks(self, group: str, src: Int32, dst: Int32, direction: CopyDirection) -> Handle:
         raise NotImplementedError("the engine copies no blocks yet")
@@ -175,6 +182,8 @@ class NumpyExecutor(Executor):
         unknown = set(step.extras) - set(self._can.extras)
         if unknown:
             raise StepFailed(f"unknown extras: {', '.join(sorted(unknown))}", retryable=False)
+        rows, static = step.num_rows, {each.dimension for each in self._can.static_dimensions}
+        step = unpadded(step, self._planned, static)
         busy: set[int] = set().union(*(handle.slots for handle in self._unresolved))
         check_shapes(step, self._can, len(self.groups), busy)
         in_flight = [handle.named for handle in self._unresolved]
@@ -182,7 +191,7 @@ class NumpyExecutor(Executor):
         starts = (step.context_len - np.diff(step.query_start)).tolist()
         counts = np.diff(step.query_start).tolist()
         self.log.append(list(zip(step.slots.tolist(), starts, counts, strict=True)))
-        handle = _Unresolved(self, step, len(self.log) - 1)
+        handle = _Unresolved(self, step, len(self.log) - 1, rows)
         for fault in self.faults:
             if fault.at_submit and fault.rows(step, handle.number):
                 raise self._failure(fault, step, handle.number)

@@ -2,14 +2,57 @@
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 
-from infercore.capabilities import Capabilities
-from infercore.step import Bool, Int32, Step, UInt64
+from infercore.capabilities import Capabilities, Dimension
+from infercore.executor import Bucket
+from infercore.step import NO_SLOT, Bool, Int32, Step, UInt64
 
 ARRAYS = [f.name for f in fields(Step) if f.type in (Int32, UInt64, Bool)]
+
+
+_PER_ROW = (
+    *("slots", "context_len", "sample", "seeds"),
+    *("sample_positions", "adapter", "num_logprobs", "max_tokens"),
+)
+
+
+def unpadded(step: Step, planned: AbstractSet[Bucket], static: AbstractSet[Dimension]) -> Step:
+    """The step's own rows and tokens. Checks that its shape was planned, and what fills it."""
+    if not static:
+        return step
+    shape = {
+        Dimension.TOKENS: step.num_tokens,
+        Dimension.ROWS: step.num_rows,
+        Dimension.BLOCKS: step.block_table.shape[-1],
+    }
+    assert any(
+        all(shape[each] == getattr(bucket, each.value) for each in static) for bucket in planned
+    ), f"{shape} was not planned"
+    rows = int((step.slots != NO_SLOT).sum())
+    tokens = int(step.query_start[rows])
+    assert (step.slots[rows:] == NO_SLOT).all(), "padded rows are the last ones"
+    assert (np.diff(step.query_start[rows:]) == 1).all(), "a padded row has one token"
+    assert (step.context_len[rows:] == 1).all()
+    assert not step.sample[rows:].any()
+    assert not step.block_table[:, rows:].any(), "rule (i): padded rows are on block 0"
+    assert not step.slot_mapping[:, tokens:].any(), "rule (i): padding writes to block 0"
+    assert (step.token_source[tokens:] == -1).all()
+    assert (step.prompt_targets[tokens:] == -1).all()
+    return replace(
+        step,
+        token_ids=step.token_ids[:tokens],
+        token_source=step.token_source[:tokens],
+        positions=step.positions[:tokens],
+        prompt_targets=step.prompt_targets[:tokens],
+        slot_mapping=np.ascontiguousarray(step.slot_mapping[:, :tokens]),
+        block_table=np.ascontiguousarray(step.block_table[:, :rows]),
+        query_start=step.query_start[: rows + 1],
+        extras={name: array[:rows] for name, array in step.extras.items()},
+        **{name: getattr(step, name)[:rows] for name in _PER_ROW},
+    )
 
 
 def check_shapes(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine_traffic import Driver, Received, make_engine, prompt
 from faults import Fault
+from infercore.capabilities import Dimension, StaticDimension
 from infercore.engine.kv_budget import blocks_per_sequence
 from infercore.engine.request import FinishReason, Request
 from infercore.sampling import SamplingParams
@@ -53,6 +54,13 @@ SAMPLING: dict[str, list[Any]] = {
     "logprobs": [None, 0, 2],
     "prompt_logprobs": [None, None, None, 0, 3],
 }
+STATIC = [
+    *[()] * 3,
+    tuple(StaticDimension(dimension) for dimension in Dimension),
+    tuple(StaticDimension(each, n) for each, n in zip(Dimension, (8, 4, 2), strict=True)),
+    (StaticDimension(Dimension.TOKENS, 4, maximum=12),),
+    (StaticDimension(Dimension.ROWS, 2), StaticDimension(Dimension.BLOCKS, 4)),
+]
 CONSTRAINTS = [*[None] * 7, NoRepeat(), NoRepeat(), NoRepeat(fails_at=2), NoRepeat(stuck_at=1)]
 
 
@@ -84,11 +92,12 @@ def traffic_of(seed: int, count: int) -> Traffic:
     dice = Random(seed)
     pick = dice.choice
     model = ToyModel(pick([(None,), (None,), (None, 5), (3,), (7, None)]))
-    machine = {
+    machine: dict[str, Any] = {
         "block_size": pick([1, 2, 4]),
         "max_in_flight": pick([2, 2, 2, 1]),
         "tokens_per_step": pick([1, 1, 3]),
         "late_inputs": pick([True, False]),
+        "static": pick(STATIC),
     }
     budget = pick([1, 3, 8, 32, 32, 32])
     need = max(
@@ -102,6 +111,7 @@ def traffic_of(seed: int, count: int) -> Traffic:
         "prefix_cache": pick([True, True, False]),
         "step_ahead": pick([True, True, True, False]),
         "max_overtake": pick([0.0, 2.0]),
+        "warm": pick([None, None, 1, 3]),
     }
     return Traffic(model, machine, limits, [visit_of(dice, i + 1) for i in range(count)])
 

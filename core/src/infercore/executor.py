@@ -59,6 +59,7 @@ class ExecutorConfig:
     memory_budget: bytes that weights, workspace and KV cache may take together; None = the
         backend's own limit.
     threads: CPU threads for compute; None = the backend's choice.
+    ranks: how many share the model by tensor parallelism; memory and threads are each one's.
     """
 
     dtype: str
@@ -69,6 +70,7 @@ class ExecutorConfig:
     max_model_len: int
     memory_budget: int | None = None
     threads: int | None = None
+    ranks: int = 1
 
 
 class GroupKind(Enum):
@@ -199,8 +201,12 @@ class Executor(ABC):
         """Allocate {group name: blocks, block 0 included}. Replaces an earlier allocation."""
 
     @abstractmethod
-    def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> None:
-        """Compile or capture the buckets in order; stop at `deadline` (time.monotonic)."""
+    def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> int:
+        """Compile or capture the buckets in order, and return how many of them are warm.
+
+        deadline: time.monotonic after which none is begun. The first is warmed whatever it takes:
+        it holds any step, so every other may be left out.
+        """
 
     @abstractmethod
     def submit(self, step: Step) -> Handle:

@@ -21,6 +21,7 @@ UInt64: TypeAlias = NDArray[np.uint64]
 Float32: TypeAlias = NDArray[np.float32]
 Bool: TypeAlias = NDArray[np.bool_]
 
+NO_SLOT = -1  # in `slots`: the row is padding
 NO_LOGPROBS = -1  # in `num_logprobs`: the row wants none, not even its choice's
 
 
@@ -55,8 +56,9 @@ class Step:
       slot_mapping [G, T]: KV slot to write, block · block_size + offset. Padding writes to block 0.
       prompt_targets: −1, or the id whose log-probability is wanted given the tokens up to here.
     Per row [R]:
-      slots: the sequence's stable slot.
-      query_start [R + 1]: the row's tokens are query_start[r] : query_start[r + 1].
+      slots: the sequence's stable slot; NO_SLOT = padding. Padded rows are the last ones.
+      query_start [R + 1]: the row's tokens are query_start[r] : query_start[r + 1]. Tokens from
+        query_start[R] on are padding of no row.
       context_len: tokens in the KV cache once this step has written its own.
       block_table [G, R, B]: blocks in order, 0 beyond the end and before a sliding window.
       sample: whether the row's last token yields a token.

@@ -5,12 +5,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from infercore.engine.block_manager import BlockManager
+from infercore.engine.buckets import Buckets
 from infercore.engine.limits import STEP_MASKS, AdmissionRules, EngineLimits
 from infercore.engine.request import EngineStats, FinishReason, Output, Request
 from infercore.engine.schedule import Schedule
@@ -37,6 +37,7 @@ class _Flight:
     """A submitted step without a result. `awaits_sample`: it is late and was not sampled yet."""
 
     plan: Schedule
+    rows: int  # those of padding included
     handle: Handle
     awaits_sample: bool
 
@@ -61,6 +62,7 @@ class Engine:
 
     executor: loaded, its KV allocated and its buckets warm. groups: what `load` returned.
     num_blocks: what `allocate_kv` got. eos_ids: end a request unless it ignores them.
+    buckets: shapes that `warm_up` warmed; None = the executor takes any shape.
     clock: the clock of `Request.arrival`, in seconds.
 
     Raises UnsupportedModel for KV groups that it cannot keep.
@@ -75,6 +77,7 @@ class Engine:
         *,
         eos_ids: Collection[int],
         vocab_size: int,
+        buckets: Buckets | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         can = executor.capabilities()
@@ -95,7 +98,9 @@ class Engine:
             late_masks=self._late_masks,
         )
         self._updater = Updater(self._scheduler, self._stats)
-        self._builder = StepBuilder(self._blocks, limits, can.max_in_flight)
+        self._builder = StepBuilder(
+            self._blocks, limits, can.max_in_flight, buckets or Buckets.of((), ())
+        )
         self._flights: deque[_Flight] = deque()
         self._live: dict[int, Sequence] = {}
         self._outputs: list[Output] = []
@@ -147,6 +152,7 @@ class Engine:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             kv_blocks_used=self._blocks.num_used,
+            padded_tokens=self._builder.padded_tokens,
         )
 
     # -- the loop -------------------------------------------------------------------------------
@@ -178,19 +184,18 @@ class Engine:
     def _submit(self, plan: Schedule) -> None:
         rows = plan.constrained_rows()
         late = bool(rows) and self._late_masks
-        extras: dict[str, NDArray[Any]] = {}
+        step = self._builder.build(plan, late=late)
         if rows and not late:
-            extras[STEP_MASKS] = self._mask_all(plan, rows)
-        step = self._builder.build(plan, late=late, extras=extras)
+            step.extras = {STEP_MASKS: self._mask_all(plan, rows, step.num_rows)}
         try:
             handle = self._timed(lambda: self._executor.submit(step))
         except StepFailed as error:
-            self._flights.append(_Flight(plan, _Refused(error), awaits_sample=False))
+            self._flights.append(_Flight(plan, step.num_rows, _Refused(error), False))
             while self._flights:  # what was submitted before it still counts
                 self._sample_first()
                 self._retire(self._flights.popleft())
         else:
-            self._flights.append(_Flight(plan, handle, late))
+            self._flights.append(_Flight(plan, step.num_rows, handle, late))
             self._stats.steps += 1
 
     def _sample_first(self) -> None:
@@ -199,7 +204,8 @@ class Engine:
             return
         flight = self._flights[0]
         rows, bitmask = self._masks(flight.plan, flight.plan.constrained_rows())
-        drop = np.array([seq.is_finished for seq in flight.plan.seqs], np.bool_)
+        drop = np.ones(flight.rows, np.bool_)
+        drop[: len(flight.plan.seqs)] = [seq.is_finished for seq in flight.plan.seqs]
         late = LateInputs(np.array(rows, np.int32), bitmask, drop)
         flight.awaits_sample = False
         self._timed(lambda: flight.handle.sample(late))
@@ -237,9 +243,9 @@ class Engine:
                 self._outputs.append(self._updater.fail(seq, error))
         return live, bitmask
 
-    def _mask_all(self, plan: Schedule, rows: list[int]) -> UInt32:
+    def _mask_all(self, plan: Schedule, rows: list[int], num_rows: int) -> UInt32:
         masked, bitmask = self._masks(plan, rows)
-        everything: UInt32 = np.full((len(plan.seqs), self._mask_words), 2**32 - 1, np.uint32)
+        everything: UInt32 = np.full((num_rows, self._mask_words), 2**32 - 1, np.uint32)
         everything[masked] = bitmask
         return everything
 
@@ -251,13 +257,13 @@ class Engine:
             flight = self._flights.popleft()
             with suppress(StepDropped, StepFailed):
                 if flight.awaits_sample:
-                    flight.handle.sample(self._nothing_wanted(flight.plan))
+                    flight.handle.sample(self._nothing_wanted(flight.rows))
                 flight.handle.result()
             self._scheduler.roll_back(flight.plan)
 
-    def _nothing_wanted(self, plan: Schedule) -> LateInputs:
+    def _nothing_wanted(self, rows: int) -> LateInputs:
         no_masks = np.zeros((0, self._mask_words), np.uint32)
-        return LateInputs(np.zeros(0, np.int32), no_masks, np.ones(len(plan.seqs), np.bool_))
+        return LateInputs(np.zeros(0, np.int32), no_masks, np.ones(rows, np.bool_))
 
     def _recover(self, plan: Schedule, error: StepFailed) -> None:
         """Nothing is in flight: end who is to blame, resume everyone else."""

@@ -172,7 +172,7 @@ class EngineInfo(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., model_path: _Optional[str] = ..., revision: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., vocab_size: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., num_parameters: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_input_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., memory_total: _Optional[int] = ..., memory_weights: _Optional[int] = ..., memory_workspace: _Optional[int] = ..., memory_kv: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., late_inputs: _Optional[bool] = ..., batch_invariant: _Optional[bool] = ...) -> None: ...
 
 class EngineStats(_message.Message):
-    __slots__ = ("steps", "running", "waiting", "kv_blocks", "kv_blocks_used", "prompt_tokens", "cached_tokens", "generated_tokens", "dropped_tokens", "preemptions", "failed_steps", "own_seconds", "wait_seconds")
+    __slots__ = ("steps", "running", "waiting", "kv_blocks", "kv_blocks_used", "prompt_tokens", "cached_tokens", "generated_tokens", "dropped_tokens", "preemptions", "failed_steps", "own_seconds", "wait_seconds", "padded_tokens")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +186,7 @@ class EngineStats(_message.Message):
     FAILED_STEPS_FIELD_NUMBER: _ClassVar[int]
     OWN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PADDED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     steps: int
     running: int
     waiting: int
@@ -199,7 +200,8 @@ class EngineStats(_message.Message):
     failed_steps: int
     own_seconds: float
     wait_seconds: float
-    def __init__(self, steps: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., failed_steps: _Optional[int] = ..., own_seconds: _Optional[float] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
+    padded_tokens: int
+    def __init__(self, steps: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., failed_steps: _Optional[int] = ..., own_seconds: _Optional[float] = ..., wait_seconds: _Optional[float] = ..., padded_tokens: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("stats",)

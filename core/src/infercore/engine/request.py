@@ -97,6 +97,7 @@ class EngineStats:
 
     kv_usage: share of KV blocks that running sequences hold, 0 to 1 (cached blocks that
         nobody holds do not count). own_seconds: the step loop without waiting for the executor.
+    padded_tokens: run to fill a planned shape; they belong to no sequence.
     """
 
     steps: int = 0
@@ -110,6 +111,7 @@ class EngineStats:
     dropped_tokens: int = 0
     preemptions: int = 0
     failed_steps: int = 0
+    padded_tokens: int = 0
     own_seconds: float = 0.0
     wait_seconds: float = 0.0
 

@@ -5,20 +5,32 @@ than steps in flight.
 """
 
 from array import array
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infercore.engine.block_manager import BlockManager
+from infercore.engine.buckets import Buckets
 from infercore.engine.limits import EngineLimits
 from infercore.engine.schedule import Schedule
 from infercore.engine.sequence import Sequence
-from infercore.step import NO_LOGPROBS, Bool, Int32, SlotInit, Step, UInt64
+from infercore.executor import Bucket
+from infercore.step import NO_LOGPROBS, NO_SLOT, Bool, Int32, SlotInit, Step, UInt64
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 _BY_VALUE = array("i", [-1])  # in `token_source`: the host knows the token
+_PADDED_TOKEN = {"token_ids": 0, "token_source": -1, "positions": 0, "prompt_targets": -1}
+_PADDED_ROW = {
+    "slots": NO_SLOT,
+    "context_len": 1,
+    "sample": False,
+    "seeds": 0,
+    "sample_positions": 1,
+    "adapter": 0,
+    "num_logprobs": NO_LOGPROBS,
+    "max_tokens": 1,
+}
 
 
 class _Buffers:
@@ -57,25 +69,34 @@ def _or_none(num_logprobs: int | None) -> int:
 
 
 class StepBuilder:
-    """Fills the next set of buffers; whole arrays at a time, so that many rows cost little."""
+    """Fills the next set of buffers; whole arrays at a time, so that many rows cost little.
 
-    def __init__(self, blocks: BlockManager, limits: EngineLimits, max_in_flight: int) -> None:
+    padded_tokens: tokens run so far that belong to no sequence.
+    """
+
+    def __init__(
+        self, blocks: BlockManager, limits: EngineLimits, max_in_flight: int, buckets: Buckets
+    ) -> None:
         self._blocks = blocks
+        self._buckets = buckets
+        self.padded_tokens = 0
         groups, slots, width = blocks.tables.shape
+        most = buckets.largest(limits.max_batch_tokens, slots, width)
         self._buffers = [
-            _Buffers(groups, limits.max_batch_tokens, slots, width)
-            for _ in range(max_in_flight + 1)
+            _Buffers(groups, most.tokens, most.rows, most.blocks) for _ in range(max_in_flight + 1)
         ]
         self._turn = 0
-        self._count: Int32 = np.arange(limits.max_batch_tokens, dtype=np.int32)
+        self._count: Int32 = np.arange(most.tokens + 1, dtype=np.int32)
         self._flat_tables: Int32 = blocks.tables.reshape(groups, slots * width)
         self._seeds: UInt64 = np.zeros(slots, np.uint64)
         self._num_logprobs: Int32 = np.zeros(slots, np.int32)
 
-    def build(self, plan: Schedule, *, late: bool, extras: Mapping[str, NDArray[Any]]) -> Step:
-        """The step of `plan`; its arrays are valid for max_in_flight more calls."""
+    def build(self, plan: Schedule, *, late: bool) -> Step:
+        """The step of `plan`, padded; its arrays are valid for max_in_flight more calls."""
         self._turn = (self._turn + 1) % len(self._buffers)
         buffers, rows, tokens = self._buffers[self._turn], len(plan.seqs), sum(plan.counts)
+        width = max([seq.num_blocks for seq in plan.seqs])
+        shape = self._buckets.fit(tokens, rows, width)
         inits = self._slot_inits(plan)
         slots, starts = buffers.slots[:rows], np.array(plan.starts, np.int32)
         slots[:] = [seq.slot for seq in plan.seqs]
@@ -97,28 +118,41 @@ class StepBuilder:
             slot_of = slots.repeat(counts)
             first = (query_start[:-1] - starts).repeat(counts)
             np.subtract(self._count[:tokens], first, positions)
+        slot_mapping = self._slot_mapping(buffers, slot_of, positions, shape)
+        block_table = self._block_table(buffers, plan, starts, width, shape)
+        if shape.tokens > tokens:
+            self._pad(buffers, rows, tokens, shape)
         return Step(
             step_id=plan.step_id,
-            token_ids=buffers.token_ids[:tokens],
-            token_source=buffers.token_source[:tokens],
-            positions=positions,
-            slot_mapping=self._slot_mapping(buffers, slot_of, positions),
-            prompt_targets=buffers.prompt_targets[:tokens],
-            slots=slots,
-            query_start=query_start,
-            context_len=context_len,
-            block_table=self._block_table(buffers, plan, starts),
-            sample=buffers.sample[:rows],
-            seeds=buffers.seeds[:rows],
-            sample_positions=buffers.sample_positions[:rows],
-            adapter=buffers.adapter[:rows],
-            num_logprobs=buffers.num_logprobs[:rows],
-            max_tokens=max_tokens,
+            token_ids=buffers.token_ids[: shape.tokens],
+            token_source=buffers.token_source[: shape.tokens],
+            positions=buffers.positions[: shape.tokens],
+            slot_mapping=slot_mapping,
+            prompt_targets=buffers.prompt_targets[: shape.tokens],
+            slots=buffers.slots[: shape.rows],
+            query_start=buffers.query_start[: shape.rows + 1],
+            context_len=buffers.context_len[: shape.rows],
+            block_table=block_table,
+            sample=buffers.sample[: shape.rows],
+            seeds=buffers.seeds[: shape.rows],
+            sample_positions=buffers.sample_positions[: shape.rows],
+            adapter=buffers.adapter[: shape.rows],
+            num_logprobs=buffers.num_logprobs[: shape.rows],
+            max_tokens=buffers.max_tokens[: shape.rows],
             slot_init=inits,
             fresh_blocks=tuple([np.array(blocks, np.int32) for blocks in plan.fresh]),
             late=late,
-            extras=extras,
         )
+
+    def _pad(self, buffers: _Buffers, rows: int, tokens: int, shape: Bucket) -> None:
+        """Rows of one token on block 0, then tokens of no row; `slot_mapping` is 0 already."""
+        self.padded_tokens += shape.tokens - tokens
+        for name, value in _PADDED_TOKEN.items():
+            getattr(buffers, name)[tokens : shape.tokens] = value
+        for name, value in _PADDED_ROW.items():
+            getattr(buffers, name)[rows : shape.rows] = value
+        ends = self._count[1 : shape.rows - rows + 1] + tokens
+        buffers.query_start[rows + 1 : shape.rows + 1] = ends
 
     def _slot_inits(self, plan: Schedule) -> tuple[SlotInit, ...]:
         inits = []
@@ -163,23 +197,29 @@ class StepBuilder:
             asked = (_or_none(sampling.logprobs), _or_none(sampling.prompt_logprobs))
             buffers.num_logprobs[row] = max(asked)
 
-    def _slot_mapping(self, buffers: _Buffers, slot_of: Int32, positions: Int32) -> Int32:
-        size, width = self._blocks.block_size, self._blocks.tables.shape[-1]
-        mapping = _shaped(buffers.slot_mapping, len(self._flat_tables), len(positions))
+    def _slot_mapping(
+        self, buffers: _Buffers, slot_of: Int32, positions: Int32, shape: Bucket
+    ) -> Int32:
+        size, width, tokens = self._blocks.block_size, self._blocks.tables.shape[-1], len(positions)
+        whole = _shaped(buffers.slot_mapping, len(self._flat_tables), shape.tokens)
+        mapping = whole[:, :tokens]
         index, offset = np.divmod(positions, size)
         self._flat_tables.take(slot_of * width + index, axis=1, out=mapping, mode="clip")
         mapping *= size
         mapping += offset
-        return mapping
+        whole[:, tokens:] = 0
+        return whole
 
-    def _block_table(self, buffers: _Buffers, plan: Schedule, starts: Int32) -> Int32:
+    def _block_table(
+        self, buffers: _Buffers, plan: Schedule, starts: Int32, width: int, shape: Bucket
+    ) -> Int32:
         """The tables as of now, without the blocks that no query of this step reads."""
-        width = max([seq.num_blocks for seq in plan.seqs])
-        tables = self._blocks.tables
-        table = _shaped(buffers.block_table, len(tables), len(plan.seqs), width)
-        slots = buffers.slots[: len(plan.seqs)]
-        table[:] = tables[:, slots, :width]
+        tables, rows = self._blocks.tables, len(plan.seqs)
+        whole = _shaped(buffers.block_table, len(tables), shape.rows, shape.blocks)
+        whole[:, rows:] = whole[:, :rows, width:] = 0
+        table = whole[:, :rows, :width]
+        table[:] = tables[:, buffers.slots[:rows], :width]
         for g, window in self._blocks.windows:
             first = np.maximum(starts - (window - 1), 0) // self._blocks.block_size
             table[g][np.arange(width) < first[:, None]] = 0
-        return table
+        return whole
