@@ -1,0 +1,188 @@
+"""The Executor contract on NumPy: one step at a time, computed when it is submitted."""
+
+import os
+import tracemalloc
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from infercore.capabilities import FULL, Capabilities, Capability, Support
+from infercore.errors import StepFailed
+from infercore.executor import (
+    Bucket,
+    CopyDirection,
+    Executor,
+    ExecutorConfig,
+    Handle,
+    KVGroups,
+    Memory,
+    Probe,
+    Progress,
+    Weights,
+)
+from infercore.kv_groups import kv_groups
+from infercore.model_spec import ModelSpec
+from infercore.sampling import Choice, RowStatus, choose, log_softmax, top_logprobs
+from infercore.step import Bool, Float32, Int32, LateInputs, SlotInit, Step, StepResult, UInt32
+from infercore.worker.rehearsal import rehearsal
+from infercore_numpy.model import Model
+
+NO = Capability(Support.UNSUPPORTED, "this example shows the contract, not what NumPy could do")
+
+
+class Slot:
+    """What choosing needs to know of a sequence's past."""
+
+    def __init__(self, init: SlotInit) -> None:
+        self.init = init
+        self.output = init.output_ids.tolist()
+
+    def choose(self, logits: Float32, seed: int, position: int, allowed: Bool | None) -> Choice:
+        """The next token, which joins the output."""
+        init = self.init
+        choice = choose(
+            logits,
+            init.sampling,
+            prompt_ids=init.prompt_ids,
+            output_ids=self.output,
+            seed=seed,
+            position=position,
+            allowed=allowed,
+            banned=init.stop_ids.tolist() if position < init.min_position else (),
+        )
+        if choice.status is RowStatus.OK:
+            self.output.append(choice.token)
+        return choice
+
+
+class NumpyHandle(Handle):
+    """A step whose forward ran, and whose sampling did unless it is late."""
+
+    def __init__(self, executor: "NumpyExecutor", step: Step, hidden: Float32) -> None:
+        self._executor, self._step, self._hidden = executor, step, hidden
+        self._result = None if step.late else executor.sample(step, hidden, None)
+
+    def sample(self, late: LateInputs) -> None:
+        self._result = self._executor.sample(self._step, self._hidden, late)
+
+    def result(self, timeout: float | None = None) -> StepResult:
+        assert self._result is not None, "a late step is sampled before its result"
+        return self._result
+
+
+class NumpyExecutor(Executor):
+    """Any model family of core, in float32. Nothing is in flight when `submit` returns."""
+
+    @classmethod
+    def probe(cls) -> Probe:
+        return Probe(True, devices=(f"NumPy {np.__version__}",))
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            dtypes=("float32",),
+            block_sizes=(16, 32, 64, 128),
+            batch_tokens=256,
+            late_inputs=FULL,
+            prompt_logprobs=FULL,
+            batch_invariant=NO,
+            activation_int8=NO,
+            block_copy=NO,
+            graph_capture=NO,
+        )
+
+    def load(
+        self, spec: ModelSpec, weights: Weights, config: ExecutorConfig, progress: Progress
+    ) -> KVGroups:
+        progress("load", 0, 1)
+        self.config = config
+        self.groups = kv_groups(spec, config.block_size, itemsize=4)
+        self.model = Model(spec, weights, self.groups)
+        self.reset()
+        progress("load", 1, 1)
+        return self.groups
+
+    def memory(self) -> Memory:
+        self.allocate_kv({group.name: 1 for group in self.groups})
+        tracemalloc.start()
+        self.submit(rehearsal(self.config, len(self.groups)))
+        workspace = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        self.reset()
+        weights = sum(array.nbytes for array in self.model.arrays.values())
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Memory(self.config.memory_budget or weights + free, weights, workspace)
+
+    def allocate_kv(self, num_blocks: Mapping[str, int]) -> None:
+        self.model.allocate(num_blocks)
+
+    def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> int:
+        return len(buckets)
+
+    def submit(self, step: Step) -> Handle:
+        if step.extras:
+            unknown = ", ".join(sorted(step.extras))
+            raise StepFailed(f"numpy does not know the extras {unknown}", retryable=False)
+        assert (step.token_source < 0).all(), "nothing runs ahead where one step is in flight"
+        for init in step.slot_init:
+            self.slots[init.slot] = Slot(init)
+        return NumpyHandle(self, step, self.model.forward(step, step.token_ids))
+
+    def sample(self, step: Step, hidden: Float32, late: LateInputs | None) -> StepResult:
+        """Choose for every row that wants a token and was not dropped."""
+        rows, shown = step.num_rows, max(0, int(step.num_logprobs.max()))
+        result = StepResult(
+            step.step_id,
+            tokens=np.zeros((rows, 1), np.int32),
+            n_tokens=np.zeros(rows, np.int32),
+            status=np.full(rows, RowStatus.NOT_SAMPLED, np.uint8),
+            logprobs=np.zeros((rows, 1), np.float32),
+            top_ids=np.zeros((rows, 1, shown), np.int32),
+            top_logprobs=np.zeros((rows, 1, shown), np.float32),
+        )
+        masks = {} if late is None else dict(zip(late.rows.tolist(), late.bitmask, strict=True))
+        for row in np.flatnonzero(step.sample).tolist():
+            if late is not None and late.drop[row]:
+                result.status[row] = RowStatus.DROPPED
+                continue
+            logits = self.model.logits(hidden[step.query_start[row + 1] - 1])
+            allowed = unpacked(masks[row], len(logits)) if row in masks else None
+            seed, position = int(step.seeds[row]), int(step.sample_positions[row])
+            choice = self.slots[int(step.slots[row])].choose(logits, seed, position, allowed)
+            result.tokens[row], result.logprobs[row] = choice.token, choice.logprob
+            result.status[row] = choice.status
+            result.n_tokens[row] = choice.status is RowStatus.OK
+            if shown:
+                result.top_ids[row, 0], result.top_logprobs[row, 0] = top_logprobs(logits, shown)
+        self.report_prompt(step, hidden, shown, result)
+        return result
+
+    def report_prompt(self, step: Step, hidden: Float32, shown: int, result: StepResult) -> None:
+        """Log-probabilities of the prompt's own tokens, where the step asks for them."""
+        wanted = np.flatnonzero(step.prompt_targets >= 0)
+        if not len(wanted):
+            return
+        result.prompt_logprobs = np.zeros(step.num_tokens, np.float32)
+        result.prompt_top_ids = np.zeros((step.num_tokens, shown), np.int32)
+        result.prompt_top_logprobs = np.zeros((step.num_tokens, shown), np.float32)
+        for at in wanted.tolist():
+            logits = self.model.logits(hidden[at])
+            result.prompt_logprobs[at] = log_softmax(logits)[step.prompt_targets[at]]
+            result.prompt_top_ids[at], result.prompt_top_logprobs[at] = top_logprobs(logits, shown)
+
+    def copy_blocks(self, group: str, src: Int32, dst: Int32, direction: CopyDirection) -> Handle:
+        raise StepFailed("numpy keeps all blocks where they are; block_copy is not declared")
+
+    def health(self) -> None:
+        """NumPy always answers."""
+
+    def reset(self) -> None:
+        self.slots: dict[int, Slot] = {}
+
+    def shutdown(self) -> None:
+        self.reset()
+
+
+def unpacked(words: UInt32, vocab_size: int) -> Bool:
+    """bool[V] of a mask in uint32 words, little end first."""
+    bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
+    return bits[:vocab_size].astype(np.bool_)
