@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from infercore.capabilities import FULL, Capabilities, Capability, Support
+from infercore.errors import UnsupportedModel
 from infercore.executor import (
     Bucket,
     CopyDirection,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from infercore.layers.ops import Ops
+    from infercore.worker.thread_group import ThreadGroup
 
 
 @dataclass(slots=True)
@@ -91,17 +93,28 @@ class PackedLinear(Protocol):
 
 
 class Collective(Protocol):
-    """What tensor-parallel layers ask of a process group."""
+    """One rank's end of a process group. All ranks make the same calls in the same order."""
 
     rank: int
     size: int
 
     def all_reduce(self, x: "Tensor") -> "Tensor":
-        """Sum over ranks."""
+        """Sum over ranks, as a new tensor; every rank gets the same bits. Raises StepDropped."""
         ...
 
     def all_gather(self, x: "Tensor", dim: int) -> "Tensor":
-        """Concatenate the ranks' tensors along `dim`."""
+        """Concatenate the ranks' tensors, of one shape, along `dim`. Raises StepDropped."""
+        ...
+
+    def abort(self) -> None:
+        """This rank failed: whoever waits for it, now or later, raises StepDropped instead."""
+        ...
+
+    def recover(self) -> None:
+        """After an abort, once the ranks dropped what it broke. Returns when all have called.
+
+        Raises ExecutorLost if the group cannot be used again.
+        """
         ...
 
 
@@ -109,10 +122,13 @@ class Backend(ABC):
     """One kind of hardware, as core's torch executor sees it. One instance per rank.
 
     Constructed without arguments; `configure` brings what the operator chose.
+    rank, thread_group: which rank this instance is, and of which group; set by `peers`.
     """
 
     name: ClassVar[str]
     config: ExecutorConfig
+    rank: int = 0
+    thread_group: "ThreadGroup | None" = None
 
     @classmethod
     @abstractmethod
@@ -161,7 +177,7 @@ class Backend(ABC):
         """The attention, and the cache, of one KV group; specs[i] is the group's i-th layer."""
         from infercore.layers.attention import PagedAttention
 
-        return PagedAttention(group, specs, self.ops(), self.device(0), self.config)
+        return PagedAttention(group, specs, self.ops(), self.device(self.rank), self.config)
 
     def compile(self, model: "torch.nn.Module", buckets: Sequence[Bucket]) -> "torch.nn.Module":
         """Lower the model for the planned shapes. The default runs it as it is."""
@@ -172,19 +188,37 @@ class Backend(ABC):
         """Turn a weight into this backend's layout. The default multiplies it densely."""
         from infercore.layers.linear import DenseLinear
 
-        return DenseLinear(kind, self.device(0), self.config.dtype)
+        return DenseLinear(kind, self.device(self.rank), self.config.dtype)
 
     def pack_head(self, kind: Kind) -> PackedLinear:
         """The output matrix: x float32 → logits float32. The default holds it in float32."""
         from infercore.layers.linear import DenseLinear
 
-        return DenseLinear(kind, self.device(0), "float32")
+        return DenseLinear(kind, self.device(self.rank), "float32")
+
+    def peers(self, ranks: int) -> "list[Backend]":
+        """An instance for each of the ranks that are threads, this one first; before `configure`.
+
+        Only a backend whose capabilities name the collective "threads" is asked.
+        """
+        from infercore.worker.thread_group import ThreadGroup
+
+        group = ThreadGroup(ranks)
+        peers: list[Backend] = [self, *(type(self)() for _ in range(1, ranks))]
+        for rank, peer in enumerate(peers):
+            peer.rank, peer.thread_group = rank, group
+        return peers
 
     def collective(self, ranks: int) -> Collective:
-        """The process group of this engine's ranks. The default serves one rank."""
-        from infercore.layers.common import SingleRank
+        """This rank's end of the process group. The default knows the threads of `peers` only.
 
-        return SingleRank(ranks)
+        Raises UnsupportedModel.
+        """
+        from infercore.worker.thread_group import ThreadGroup
+
+        if self.thread_group is None and ranks != 1:
+            raise UnsupportedModel(f"{self.name} joins no process group, {ranks} ranks need one")
+        return (self.thread_group or ThreadGroup(1)).member(self.rank)
 
     def synchronize(self) -> None:
         """Wait until the device is idle. The default suits devices that run in order on call."""

@@ -74,7 +74,7 @@ class Capabilities:
       batch_tokens: a step's token budget that suits the device, where the operator names none.
       max_in_flight: steps that may be unresolved at once, 1 or 2.
       tokens_per_step: most tokens that one row can yield in one step.
-      collectives: names of the process-group kinds it can join; empty = one rank only.
+      collectives: process groups it can join ("threads": of one process); empty = one rank only.
       architectures: those it runs from its own code; None = those of core's model families.
 
     Features, each a `Capability`:

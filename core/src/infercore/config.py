@@ -30,6 +30,7 @@ class EngineConfig:
     max_waiting: most requests in the queue; one more is refused as overloaded.
     step_timeout: seconds of silence with work pending before the watchdog ends the engine.
     threads: CPU threads for compute; None = the backend's choice.
+    ranks: devices that share the model by tensor parallelism (TGI: --num-shard).
     """
 
     model: str
@@ -52,6 +53,7 @@ class EngineConfig:
     max_waiting: int = 1024
     step_timeout: float = 60.0
     threads: int | None = None
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         positive = (
@@ -65,6 +67,7 @@ class EngineConfig:
             "max_waiting",
             "step_timeout",
             "threads",
+            "ranks",
         )
         for name in positive:
             value = getattr(self, name)

@@ -19,6 +19,15 @@ class Shard(Enum):
     REPLICATED = "replicated"
 
 
+def vocabulary_share(vocab_size: int, rank: int, ranks: int) -> range:
+    """The token ids whose embeddings and logits a rank computes.
+
+    All ranks have equally many, but for those at the end where the vocabulary does not divide.
+    """
+    width = -(-vocab_size // ranks)
+    return range(rank * width, min((rank + 1) * width, vocab_size))
+
+
 @dataclass(frozen=True, slots=True)
 class LinearSpec:
     """y = x Wᵀ + b. `name` is the module's path: the checkpoint holds `name.weight`.

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from infercore.sampling import SamplingParams
+from infercore.sampling import RowStatus, SamplingParams
 
 Int32: TypeAlias = NDArray[np.int32]
 UInt32: TypeAlias = NDArray[np.uint32]
@@ -141,3 +141,16 @@ class StepResult:
     prompt_top_ids: Int32 | None = None
     prompt_top_logprobs: Float32 | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def blank(cls, step_id: int, rows: int, top: int = 0, most: int = 1) -> "StepResult":
+        """Of rows that yielded nothing, to be filled in. top: N. most: K."""
+        return cls(
+            step_id=step_id,
+            tokens=np.zeros((rows, most), np.int32),
+            n_tokens=np.zeros(rows, np.int32),
+            status=np.full(rows, RowStatus.NOT_SAMPLED, np.uint8),
+            logprobs=np.zeros((rows, most), np.float32),
+            top_ids=np.zeros((rows, most, top), np.int32),
+            top_logprobs=np.zeros((rows, most, top), np.float32),
+        )

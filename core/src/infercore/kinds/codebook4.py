@@ -134,6 +134,7 @@ class Codebook4(Kind):
 
 def _alike(parts: Sequence[Codebook4]) -> tuple[Activation | None, Blocks, list[Kind]]:
     """What the parts share, and their scales as one kind over the same blocks."""
+    activation = common_activation(parts)
     if any(not np.array_equal(part.table, parts[0].table) for part in parts):
         raise UnsupportedModel(
             "weights with different 4-bit tables cannot be joined into one product; "
@@ -146,4 +147,4 @@ def _alike(parts: Sequence[Codebook4]) -> tuple[Activation | None, Blocks, list[
             Dense(part.scales.dequantize()[..., part.blocks.refine(blocks)], "float32")
             for part in parts
         ]
-    return common_activation(parts), blocks, scales
+    return activation, blocks, scales

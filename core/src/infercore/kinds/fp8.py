@@ -150,10 +150,11 @@ def _refined(part: Fp8, rows: Blocks, columns: Blocks) -> Dense:
 
 
 def _check_alike(parts: Sequence[Fp8]) -> Activation | None:
+    activation = common_activation(parts)
     dtypes = sorted({part.dtype for part in parts})
     if len(dtypes) > 1:
         raise UnsupportedModel(
             f"weights in {' and '.join(dtypes)} cannot be joined into one product; "
             "multiply them apart, or quantize the whole model to one of them"
         )
-    return common_activation(parts)
+    return activation

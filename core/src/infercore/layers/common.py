@@ -13,7 +13,7 @@ from infercore.layers.ops import Ops
 from infercore.model_spec import NormSpec
 
 if TYPE_CHECKING:
-    from infercore.backend import Backend
+    from infercore.backend import Backend, Collective
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -48,8 +48,13 @@ class Layer(nn.Module):
     """A leaf of the traced graph. `forward` calls the backend's operations."""
 
     def load(self, source: Source) -> None:
-        """Take this layer's parameters from the checkpoint. Raises CheckpointError."""
-        raise NotImplementedError
+        """Take this layer's parameters, if it has any, from the checkpoint.
+
+        Raises CheckpointError, UnsupportedModel.
+        """
+
+    def join(self, collective: "Collective") -> None:
+        """Talk to the other ranks, if this layer holds a share of what all of them need."""
 
     @property
     def nbytes(self) -> int:
@@ -89,21 +94,3 @@ class Norm(Layer):
         if spec.centered:
             return self.ops.layer_norm(x, self.weight, self.bias, spec.eps, residual)
         return self.ops.rms_norm(x, self.weight, spec.eps, residual)
-
-
-class SingleRank:
-    """The process group of one rank. Raises UnsupportedModel for more."""
-
-    rank = 0
-    size = 1
-
-    def __init__(self, ranks: int) -> None:
-        if ranks != 1:
-            raise UnsupportedModel(f"this backend joins no process group, {ranks} ranks need one")
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        return x
-
-    def all_gather(self, x: Tensor, dim: int) -> Tensor:
-        del dim
-        return x

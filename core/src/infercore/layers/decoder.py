@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from infercore.backend import Attention
+from infercore.backend import Attention, Collective
 from infercore.errors import UnsupportedModel
-from infercore.executor import GroupKind, KVGroup, KVGroups, Progress
+from infercore.executor import KVGroups, Progress
 from infercore.layers.common import Layer, Norm, Source
 from infercore.layers.linear import Embedding, Head, Linear
 from infercore.layers.ops import Ops
@@ -14,36 +14,6 @@ from infercore.layers.rope import Rotary
 from infercore.model_spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 
 Angles = tuple[Tensor, Tensor]
-
-
-def kv_groups(spec: ModelSpec, block_size: int, itemsize: int) -> KVGroups:
-    """One group per distinct window. Raises UnsupportedModel if a group's heads differ."""
-    layers: dict[int | None, list[int]] = {}
-    for index, layer in enumerate(spec.layers):
-        layers.setdefault(layer.attention.window, []).append(index)
-    groups = []
-    for window, members in layers.items():
-        shapes = {
-            (spec.layers[i].attention.num_kv_heads, spec.layers[i].attention.head_dim)
-            for i in members
-        }
-        if len(shapes) != 1:
-            raise UnsupportedModel(
-                f"{spec.architecture}: layers {members} share a cache, so their KV heads and head "
-                f"sizes must be equal; they are {sorted(shapes)}"
-            )
-        heads, dim = shapes.pop()
-        groups.append(
-            KVGroup(
-                name="full" if window is None else f"window{window}",
-                kind=GroupKind.FULL if window is None else GroupKind.WINDOW,
-                layers=tuple(members),
-                block_size=block_size,
-                bytes_per_block=2 * len(members) * heads * dim * itemsize * block_size,
-                window=window,
-            )
-        )
-    return tuple(groups)
 
 
 class Attend(Layer):
@@ -60,9 +30,6 @@ class Attend(Layer):
         self.spec = spec
         self.group = group
         self.member = member
-
-    def load(self, source: Source) -> None:
-        del source
 
     def forward(
         self, qk: Tensor, v: Tensor, angles: Angles | None, plans: Sequence[object]
@@ -102,11 +69,13 @@ class Activation(Layer):
 
     def __init__(self, ops: Ops, spec: MlpSpec) -> None:
         super().__init__()
+        if spec.activation not in ops.activations:
+            raise UnsupportedModel(
+                f"no operation computes the activation {spec.activation!r}; there are "
+                f"{', '.join(ops.activations)}"
+            )
         self.ops = ops
         self.spec = spec
-
-    def load(self, source: Source) -> None:
-        del source
 
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.gated:
@@ -150,12 +119,14 @@ def _optional_norm(ops: Ops, spec: NormSpec | None) -> Norm | None:
 class Decoder(nn.Module):
     """Tokens to hidden states; `head` turns those that are sampled into logits.
 
+    spec: the model, or one rank's share of it (`infercore.worker.parallel`).
     max_model_len: longest sequence, for the tables of angles.
     """
 
     def __init__(self, ops: Ops, spec: ModelSpec, groups: KVGroups, max_model_len: int) -> None:
         super().__init__()
-        self.head = Head(ops, spec.head, spec.embedding if spec.tied else None, spec.logit_softcap)
+        tied_to = spec.embedding if spec.tied else None
+        self.head = Head(ops, spec.head, spec.vocab_size, tied_to, spec.logit_softcap)
         self.embedding = Embedding(
             ops, spec.embedding, spec.embedding_scale, spec.position_embedding, self.head
         )
@@ -188,6 +159,11 @@ class Decoder(nn.Module):
 
     def leaves(self) -> list[Layer]:
         return [module for module in self.modules() if isinstance(module, Layer)]
+
+    def join(self, collective: Collective) -> None:
+        """Let the layers of this share of a model talk to those of the other ranks."""
+        for leaf in self.leaves():
+            leaf.join(collective)
 
     def bind(self, caches: Sequence[Attention]) -> None:
         """Give each layer the cache of its group."""

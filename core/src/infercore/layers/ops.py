@@ -4,7 +4,7 @@ A backend gets fast by overriding. Unless said otherwise activations are in the 
 parameters of norms and tables of angles in float32; T tokens, H heads, D dimensions of a head.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 class Ops:
-    """Default operations. Stateless; one instance serves a whole model."""
+    """Default operations. Stateless; one instance serves a whole model.
+
+    activations: the names that `activation` knows; a model with another one is refused at load.
+    """
+
+    activations: ClassVar[tuple[str, ...]] = ("silu", "gelu", "gelu_tanh", "relu")
 
     def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
         """ids [T], table [V, E] → [T, E]."""
@@ -62,7 +67,7 @@ class Ops:
         return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
 
     def activation(self, x: Tensor, name: str) -> Tensor:
-        """silu, gelu (erf), gelu_tanh or relu of x [T, N]."""
+        """One of `activations` ("gelu" is the one with erf) of x [T, N]."""
         if name == "silu":
             return F.silu(x)
         if name == "relu":

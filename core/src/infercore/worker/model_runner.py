@@ -9,16 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infercore.backend import Attention, AttentionBatch, Backend
+from infercore.backend import Attention, AttentionBatch, Backend, Collective
 from infercore.executor import Bucket, ExecutorConfig, KVGroups, Progress, Weights
+from infercore.kv_groups import kv_groups
 from infercore.layers.common import Source, torch_dtype
-from infercore.layers.decoder import Decoder, kv_groups
+from infercore.layers.decoder import Decoder
 from infercore.model_spec import ModelSpec
+from infercore.rehearsal import TILE_TARGETS
 from infercore.sampling import RowStatus
 from infercore.step import LateInputs, Step, StepResult
+from infercore.worker.parallel import Sharding
 from infercore.worker.sampler import Sampler
-
-TILE_TARGETS = 64  # prompt tokens whose logits exist at once
 
 
 @dataclass(slots=True)
@@ -31,7 +32,10 @@ class Forward:
 
 
 class ModelRunner:
-    """The model, its cache and its sampler, on one device. Not thread-safe."""
+    """The model, its cache and its sampler, on one device. Not thread-safe.
+
+    collective: of the ranks that share the model; each samples, from the same logits. None = one.
+    """
 
     def __init__(
         self,
@@ -40,11 +44,15 @@ class ModelRunner:
         weights: Weights,
         config: ExecutorConfig,
         progress: Progress,
+        collective: Collective | None = None,
     ) -> None:
+        if collective is not None:
+            sharding = Sharding(spec, collective.rank, collective.size)
+            spec, weights = sharding.spec, sharding.weights(weights)
         self.backend = backend
         self.spec = spec
         self.config = config
-        self.device = backend.device(0)
+        self.device = backend.device(backend.rank)
         ops = backend.ops()
         itemsize = torch_dtype(config.kv_dtype).itemsize
         self.groups: KVGroups = kv_groups(spec, config.block_size, itemsize)
@@ -52,6 +60,8 @@ class ModelRunner:
         self._program: torch.nn.Module = self.model  # what `compile` made of it
         source = Source(weights, backend, self.device, torch_dtype(config.dtype))
         self.model.load(source, progress)
+        if collective is not None:
+            self.model.join(collective)
         self.caches: list[Attention] = [
             backend.attention(group, [spec.layers[i].attention for i in group.layers])
             for group in self.groups
@@ -89,7 +99,8 @@ class ModelRunner:
         start = time.perf_counter()
         step, hidden = forward.step, forward.hidden
         rows = np.flatnonzero(step.sample).astype(np.int32)
-        result = self._empty_result(step)
+        shown = max(0, int(step.num_logprobs.max(initial=0)))
+        result = StepResult.blank(step.step_id, step.num_rows, shown)
         self._prompt_logprobs(step, hidden, result)
         self.last_tokens = torch.zeros(step.num_rows, dtype=torch.int64, device=self.device)
         if len(rows):
@@ -134,19 +145,6 @@ class ModelRunner:
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
-
-    def _empty_result(self, step: Step) -> StepResult:
-        rows = step.num_rows
-        shown = max(0, int(step.num_logprobs.max(initial=0)))
-        return StepResult(
-            step_id=step.step_id,
-            tokens=np.zeros((rows, 1), np.int32),
-            n_tokens=np.zeros(rows, np.int32),
-            status=np.full(rows, RowStatus.NOT_SAMPLED, np.uint8),
-            logprobs=np.zeros((rows, 1), np.float32),
-            top_ids=np.zeros((rows, 1, shown), np.int32),
-            top_logprobs=np.zeros((rows, 1, shown), np.float32),
-        )
 
     def _prompt_logprobs(self, step: Step, hidden: Tensor, result: StepResult) -> None:
         """Fill in what the step's targets ask for, a few tokens' logits at a time."""

@@ -1,19 +1,21 @@
 """The Executor that runs core's decoder on a torch Backend.
 
-One thread does all of the device's work, in the order of the calls, so that the engine prepares
-the next step while this one runs, and a step may wait for its late inputs without blocking it.
+A rank's thread does all of its device's work, in the order of the calls, so that the engine
+prepares the next step while this one runs, and a step may wait for its late inputs without
+blocking it. Ranks that share a model get the same calls; all must succeed, and the first answers.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from infercore.backend import Backend
 from infercore.capabilities import Capabilities
-from infercore.errors import ExecutorLost, StepDropped, StepFailed
+from infercore.errors import ExecutorLost, StepDropped, StepFailed, UnsupportedModel
 from infercore.executor import (
     Bucket,
     CopyDirection,
@@ -29,21 +31,23 @@ from infercore.executor import (
 from infercore.model_spec import ModelSpec
 from infercore.step import Int32, LateInputs, Step, StepResult
 from infercore.worker.model_runner import ModelRunner
-from infercore.worker.rehearsal import rehearsal
+from infercore.worker.parallel import require_ranks
+from infercore.worker.rank import Rank, outcome
+from infercore.worker.thread_group import THREADS
 
 T = TypeVar("T")
 
 
 class StepHandle(Handle):
-    """A step in the device's thread. `on_failure` hears of a StepFailed when the engine does."""
+    """A step in the ranks' threads. `on_failure` hears of a StepFailed when the engine does."""
 
     def __init__(
         self,
-        future: "Future[StepResult]",
+        futures: "Sequence[Future[StepResult]]",
         late: "Future[LateInputs] | None",
         on_failure: Callable[[], None],
     ) -> None:
-        self._future = future
+        self._futures = futures
         self._late = late
         self._on_failure = on_failure
 
@@ -53,7 +57,7 @@ class StepHandle(Handle):
 
     def result(self, timeout: float | None = None) -> StepResult:
         try:
-            return self._future.result(timeout)
+            return outcome(self._futures, timeout)
         except StepFailed:
             self._on_failure()
             raise
@@ -64,10 +68,11 @@ class TorchExecutor(Executor):
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._thread = ThreadPoolExecutor(1, "executor", initializer=_enter_thread)
+        self._ranks = [Rank(backend)]
         self._era = 0  # counts failures that the engine has heard of
         self._failed_era = -1
-        self._runner: ModelRunner | None = None
+        self._late: deque[Future[LateInputs]] = deque(maxlen=2)  # most steps that may be in flight
+        self._aborted = False  # the ranks' group may be, by a failure that the engine has heard of
 
     @classmethod
     def probe(cls) -> Probe:
@@ -80,49 +85,44 @@ class TorchExecutor(Executor):
     def load(
         self, spec: ModelSpec, weights: Weights, config: ExecutorConfig, progress: Progress
     ) -> KVGroups:
-        def load() -> ModelRunner:
-            self.backend.configure(config)
-            return ModelRunner(self.backend, spec, weights, self.backend.config, progress)
+        if config.ranks != 1:
+            require_ranks(spec, config.ranks)
+            self._add_ranks(config.ranks)
+        # one after another, since a checkpoint may not be thread-safe
+        for number, rank in enumerate(self._ranks):
+            told = partial(_of_ranks, progress, number, config.ranks)
+            load = partial(Rank.load, spec=spec, weights=weights, config=config, progress=told)
+            rank.submit(load).result()
+        return self.runner.groups
 
-        self._runner = self._call(load)
-        return self._runner.groups
+    def _add_ranks(self, ranks: int) -> None:
+        if THREADS not in self.capabilities().collectives:
+            raise UnsupportedModel(
+                f"{self.backend.name} serves a model on one rank only, and {ranks} are asked for; "
+                "use one rank, or a backend that joins several"
+            )
+        self._ranks += [Rank(backend) for backend in self.backend.peers(ranks)[1:]]
 
     @property
     def runner(self) -> ModelRunner:
-        assert self._runner is not None, "no model is loaded"
-        return self._runner
+        """The first rank's."""
+        return self._ranks[0].runner
 
     def memory(self) -> Memory:
-        return self._call(self._measure)
-
-    def _measure(self) -> Memory:
-        """Every sequence's blocks are block 0 here, so no real cache is needed."""
-        runner, backend = self.runner, self.backend
-        runner.allocate([1] * len(runner.groups))
-        total, before = backend.memory()
-        backend.peak_memory()
-        self._rehearse()
-        peak = backend.peak_memory()
-        weights = runner.weight_bytes
-        return Memory(total, weights, max(0, before - weights) + max(0, peak - before))
-
-    def _rehearse(self) -> None:
-        """Run the largest step that the configuration allows."""
-        step = rehearsal(self.backend.config, len(self.runner.groups))
-        self.runner.finish(self.runner.forward(step), None)
-        self.backend.synchronize()
-        self.runner.reset()
+        """Of the rank that has least left."""
+        return min(self._call(Rank.measure), key=lambda memory: memory.free)
 
     def allocate_kv(self, num_blocks: Mapping[str, int]) -> None:
         counts = [num_blocks[group.name] for group in self.runner.groups]
-        self._call(lambda: self.runner.allocate(counts))
+        self._call(lambda rank: rank.runner.allocate(counts))
 
-    def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> None:
+    def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> int:
         """The rehearsal of `memory` warmed torch itself; what is left is the backend's."""
         del deadline
         progress("warm up", 0, len(buckets))
-        self._call(lambda: self.runner.compile(buckets))
+        self._call(lambda rank: rank.runner.compile(buckets))
         progress("warm up", len(buckets), len(buckets))
+        return len(buckets)
 
     def submit(self, step: Step) -> Handle:
         if step.extras:
@@ -132,65 +132,82 @@ class TorchExecutor(Executor):
                 retryable=False,
             )
         late: Future[LateInputs] | None = Future() if step.late else None
-        future = self._thread.submit(self._step, step, late, self._era)
-        return StepHandle(future, late, self._heard)
+        if late is not None:
+            self._late.append(late)
+        era = self._era
+        futures = self._submit(lambda rank: self._step(rank, step, late, era))
+        return StepHandle(futures, late, self._heard)
 
-    def _step(self, step: Step, late: "Future[LateInputs] | None", era: int) -> StepResult:
-        if era == self._failed_era:
+    def _step(
+        self, rank: Rank, step: Step, late: "Future[LateInputs] | None", era: int
+    ) -> StepResult:
+        if era <= self._failed_era:
             raise StepDropped(f"step {step.step_id} followed one that failed")
-        try:
-            forward = self.runner.forward(step)
-            inputs = None if late is None else late.result()
-            return self.runner.finish(forward, inputs)
-        except (RuntimeError, MemoryError) as error:  # torch reports out of memory as the former
-            self._failed_era = era
-            raise StepFailed(
-                f"step {step.step_id} ({step.num_rows} rows, {step.num_tokens} tokens) failed on "
-                f"{self.backend.name}: {error}"
-            ) from error
+        with rank.together():
+            try:
+                return rank.step(step, late)
+            except (RuntimeError, MemoryError) as error:  # out of memory is the former in torch
+                self._failed_era = era
+                raise StepFailed(
+                    f"step {step.step_id} ({step.num_rows} rows, {step.num_tokens} tokens) failed "
+                    f"on {self.backend.name}: {error}"
+                ) from error
 
     def _heard(self) -> None:
         self._era = self._failed_era + 1
+        self._aborted = True
 
     def copy_blocks(self, group: str, src: Int32, dst: Int32, direction: CopyDirection) -> Handle:
         index = [g.name for g in self.runner.groups].index(group)
-        future = self._thread.submit(self._copy, index, src, dst, direction)
-        return StepHandle(future, None, self._heard)
 
-    def _copy(self, group: int, src: Int32, dst: Int32, direction: CopyDirection) -> StepResult:
-        self.runner.caches[group].copy_blocks(src, dst, direction)
-        return _NOTHING
+        def copy(rank: Rank) -> StepResult:
+            rank.runner.caches[index].copy_blocks(src, dst, direction)
+            return StepResult.blank(-1, rows=0)
+
+        return StepHandle(self._submit(copy), None, self._heard)
 
     def health(self) -> None:
         try:
-            self._call(self.backend.synchronize)
+            self._call(lambda rank: rank.backend.synchronize())
         except RuntimeError as error:
             raise ExecutorLost(
                 f"{self.backend.name} does not answer ({error}); restart the engine"
             ) from error
 
     def reset(self) -> None:
-        self._call(self.runner.reset)
+        self._call(lambda rank: rank.runner.reset())
 
     def shutdown(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        self._runner = None
+        self._failed_era = self._era  # what has not begun is dropped, by all ranks alike
+        for late in self._late:
+            if not late.done():
+                late.set_exception(
+                    StepDropped("the executor was shut down before late inputs came")
+                )
+        for rank in self._ranks:
+            rank.abort()
+        for rank in self._ranks:
+            rank.close()
 
-    def _call(self, function: Callable[[], T]) -> T:
-        return self._thread.submit(function).result()
+    def _call(self, function: Callable[[Rank], T]) -> list[T]:
+        """What each rank returns."""
+        futures = self._submit(function)
+        try:
+            outcome(futures)
+        except BaseException:
+            self._aborted = True
+            raise
+        return [future.result() for future in futures]
+
+    def _submit(self, function: Callable[[Rank], T]) -> "list[Future[T]]":
+        """The same work for every rank, which meet first if one of them failed."""
+        if self._aborted:
+            self._aborted = False
+            for rank in self._ranks:
+                rank.submit(Rank.recover)
+        return [rank.submit(function) for rank in self._ranks]
 
 
-def _enter_thread() -> None:
-    # as a context manager it would end with this function; the thread never leaves it
-    torch.inference_mode().__enter__()
-
-
-_NOTHING = StepResult(
-    step_id=-1,
-    tokens=np.zeros((0, 1), np.int32),
-    n_tokens=np.zeros(0, np.int32),
-    status=np.zeros(0, np.uint8),
-    logprobs=np.zeros((0, 1), np.float32),
-    top_ids=np.zeros((0, 1, 0), np.int32),
-    top_logprobs=np.zeros((0, 1, 0), np.float32),
-)
+def _of_ranks(progress: Progress, rank: int, ranks: int, phase: str, done: int, total: int) -> None:
+    """A rank's progress as a part of that of all, which come one after another."""
+    progress(phase, rank * total + done, ranks * total)

@@ -2,7 +2,7 @@
 
 import os
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,9 +22,9 @@ from infercore.executor import (
 )
 from infercore.kv_groups import kv_groups
 from infercore.model_spec import ModelSpec
+from infercore.rehearsal import rehearsal
 from infercore.sampling import Choice, RowStatus, choose, log_softmax, top_logprobs
 from infercore.step import Bool, Float32, Int32, LateInputs, SlotInit, Step, StepResult, UInt32
-from infercore.worker.rehearsal import rehearsal
 from infercore_numpy.model import Model
 
 NO = Capability(Support.UNSUPPORTED, "this example shows the contract, not what NumPy could do")
@@ -56,17 +56,18 @@ class Slot:
 
 
 class NumpyHandle(Handle):
-    """A step whose forward ran, and whose sampling did unless it is late."""
+    """What is finished when it is handed out, but for late steps, which wait for their inputs."""
 
-    def __init__(self, executor: "NumpyExecutor", step: Step, hidden: Float32) -> None:
-        self._executor, self._step, self._hidden = executor, step, hidden
-        self._result = None if step.late else executor.sample(step, hidden, None)
+    def __init__(self, finish: Callable[[LateInputs | None], StepResult], late: bool) -> None:
+        self._finish = finish
+        self._result = None if late else finish(None)
 
     def sample(self, late: LateInputs) -> None:
-        self._result = self._executor.sample(self._step, self._hidden, late)
+        self._result = self._finish(late)
 
     def result(self, timeout: float | None = None) -> StepResult:
-        assert self._result is not None, "a late step is sampled before its result"
+        if self._result is None:
+            raise TimeoutError("the step waits for its late inputs")
         return self._result
 
 
@@ -116,6 +117,7 @@ class NumpyExecutor(Executor):
         self.model.allocate(num_blocks)
 
     def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> int:
+        progress("warm up", len(buckets), len(buckets))
         return len(buckets)
 
     def submit(self, step: Step) -> Handle:
@@ -125,20 +127,13 @@ class NumpyExecutor(Executor):
         assert (step.token_source < 0).all(), "nothing runs ahead where one step is in flight"
         for init in step.slot_init:
             self.slots[init.slot] = Slot(init)
-        return NumpyHandle(self, step, self.model.forward(step, step.token_ids))
+        hidden = self.model.forward(step)
+        return NumpyHandle(lambda late: self.sample(step, hidden, late), step.late)
 
     def sample(self, step: Step, hidden: Float32, late: LateInputs | None) -> StepResult:
         """Choose for every row that wants a token and was not dropped."""
         rows, shown = step.num_rows, max(0, int(step.num_logprobs.max()))
-        result = StepResult(
-            step.step_id,
-            tokens=np.zeros((rows, 1), np.int32),
-            n_tokens=np.zeros(rows, np.int32),
-            status=np.full(rows, RowStatus.NOT_SAMPLED, np.uint8),
-            logprobs=np.zeros((rows, 1), np.float32),
-            top_ids=np.zeros((rows, 1, shown), np.int32),
-            top_logprobs=np.zeros((rows, 1, shown), np.float32),
-        )
+        result = StepResult.blank(step.step_id, rows, shown)
         masks = {} if late is None else dict(zip(late.rows.tolist(), late.bitmask, strict=True))
         for row in np.flatnonzero(step.sample).tolist():
             if late is not None and late.drop[row]:
@@ -170,7 +165,12 @@ class NumpyExecutor(Executor):
             result.prompt_top_ids[at], result.prompt_top_logprobs[at] = top_logprobs(logits, shown)
 
     def copy_blocks(self, group: str, src: Int32, dst: Int32, direction: CopyDirection) -> Handle:
-        raise StepFailed("numpy keeps all blocks where they are; block_copy is not declared")
+        if direction is not CopyDirection.DEVICE_TO_DEVICE:
+            raise StepFailed("numpy keeps no blocks elsewhere; block_copy is not declared")
+        index = [each.name for each in self.groups].index(group)
+        cache = self.model.caches[index]
+        cache[:, :, dst] = cache[:, :, src]
+        return NumpyHandle(lambda late: StepResult.blank(-1, rows=0), late=False)
 
     def health(self) -> None:
         """NumPy always answers."""

@@ -28,6 +28,7 @@ class Model:
     """The weights of a spec, and what to do with them. Raises UnsupportedModel, CheckpointError."""
 
     def __init__(self, spec: ModelSpec, weights: Weights, groups: KVGroups) -> None:
+        require_written(spec)
         self.spec = spec
         self.groups = groups
         self.place = {
@@ -43,22 +44,20 @@ class Model:
         tables = filter(None, (spec.embedding, spec.position_embedding))
         for name in (*biases, *norms, *tables):
             self.arrays[name] = weights.tensor(name).dequantize()
-        for layer in spec.layers:
-            check_rope(layer.attention.rope)
 
     def allocate(self, num_blocks: Mapping[str, int]) -> None:
-        """caches[group]: float32 [layer, K or V, slot, H_kv, D]."""
+        """caches[group]: float32 [layer, K or V, block, position in it, H_kv, D]."""
         self.caches = []
         for group in self.groups:
             attention = self.spec.layers[group.layers[0]].attention
-            slots = num_blocks[group.name] * group.block_size
-            shape = (len(group.layers), 2, slots, attention.num_kv_heads, attention.head_dim)
-            self.caches.append(np.zeros(shape, np.float32))
+            blocks = (num_blocks[group.name], group.block_size)
+            heads = (attention.num_kv_heads, attention.head_dim)
+            self.caches.append(np.zeros((len(group.layers), 2, *blocks, *heads), np.float32))
 
-    def forward(self, step: Step, ids: Int32) -> Float32:
+    def forward(self, step: Step) -> Float32:
         """Write the step's keys and values, and return its hidden states [T, E]."""
         spec = self.spec
-        x = self.arrays[spec.embedding][ids] * np.float32(spec.embedding_scale)
+        x = self.arrays[spec.embedding][step.token_ids] * np.float32(spec.embedding_scale)
         if spec.position_embedding is not None:
             x = x + self.arrays[spec.position_embedding][step.positions]
         for index, layer in enumerate(spec.layers):
@@ -102,7 +101,7 @@ class Model:
             q, k = self.norm(q, spec.q_norm), self.norm(k, spec.k_norm)
         if spec.rope is not None:
             q, k = rotated(q, spec.rope, step.positions), rotated(k, spec.rope, step.positions)
-        cache = self.caches[group][member]
+        cache = self.caches[group][member].reshape(2, -1, kv_heads, dim)
         cache[0, step.slot_mapping[group]], cache[1, step.slot_mapping[group]] = k, v
         y = np.zeros_like(q)
         size = self.groups[group].block_size
@@ -140,13 +139,20 @@ def rotated(x: Float32, spec: RopeSpec, positions: Int32) -> Float32:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def check_rope(spec: RopeSpec | None) -> None:
-    """Raises UnsupportedModel for angles that are stretched otherwise than linearly."""
-    kind = "default" if spec is None else spec.scaling.get("rope_type", "default")
-    if kind not in ROPES:
-        raise UnsupportedModel(
-            f"rope_type {kind!r} is not written in this example; it has {', '.join(ROPES)}"
-        )
+def require_written(spec: ModelSpec) -> None:
+    """Raises UnsupportedModel for what is not written here."""
+    ropes = [layer.attention.rope for layer in spec.layers if layer.attention.rope is not None]
+    kinds = {rope.scaling.get("rope_type", "default") for rope in ropes}
+    activations = {layer.mlp.activation for layer in spec.layers}
+    for what, wanted, written in (
+        ("rope_type", kinds, ROPES),
+        ("activation", activations, tuple(ACTIVATIONS)),
+    ):
+        if wanted - set(written):
+            raise UnsupportedModel(
+                f"{what} {', '.join(wanted - set(written))} is not written in this example; it has "
+                f"{', '.join(written)}"
+            )
 
 
 def capped(scores: Float32, softcap: float | None) -> Float32:
