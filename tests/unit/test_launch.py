@@ -9,9 +9,10 @@ import pytest
 from infercore.capabilities import Capabilities
 from infercore.config import EngineConfig
 from infercore.errors import ConfigError, UnsupportedModel
+from infercore.formats import quantization_method
 from infercore.hub import demo_path
 from infercore.kinds import Kind
-from infercore.launch import executor_config, quantization_method, require_architecture
+from infercore.launch import executor_config, require_architecture
 from infercore.model_folder import read_config
 from infercore.model_spec import LinearSpec, ModelSpec
 from infercore.models.plugin import register_models

@@ -4,6 +4,7 @@ Every refusal happens here, before the first request: an unknown model, a missin
 that the backend does not have, weights that do not fit.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,21 +12,26 @@ from dataclasses import dataclass, replace
 from infercore.backend import Backend
 from infercore.capabilities import Capabilities
 from infercore.config import EngineConfig
+from infercore.engine.bucket_uses import BucketUses
+from infercore.engine.buckets import Buckets, StepShape, first_used, largest_step, plan_buckets
 from infercore.engine.engine import Engine
 from infercore.engine.info import EngineInfo
 from infercore.engine.kv_budget import require_one_sequence, split_blocks
 from infercore.engine.limits import EngineLimits
 from infercore.errors import ConfigError, HardwareUnavailable, UnsupportedModel
-from infercore.executor import Executor, ExecutorConfig, KVGroups, Memory, Progress
+from infercore.executor import Bucket, Executor, ExecutorConfig, KVGroups, Memory, Progress
+from infercore.formats import quantization_method
 from infercore.hub import resolve
 from infercore.model_folder import ModelFolder
 from infercore.model_spec import ModelSpec
 from infercore.models.registry import ModelRegistry
 from infercore.plugins import PluginManager
 from infercore.quantization import QuantizationMethod
-from infercore.worker.loader import open_weights
+from infercore.worker.loader import open_checkpoint, open_weights
 
 WARM_UP_SECONDS = 600.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -35,10 +41,15 @@ class Launched:
     engine: Engine
     info: EngineInfo
     executor: Executor
+    buckets: Buckets
+    uses: BucketUses
 
     def close(self) -> None:
-        """Free the device. Idempotent."""
+        """Free the device, and keep what the next start can use. Idempotent."""
         self.executor.shutdown()
+        if self.buckets.uses:
+            self.uses.save(self.uses.load() + self.buckets.uses)
+            self.buckets.uses.clear()
 
 
 def quiet(phase: str, done: int, total: int) -> None:
@@ -49,60 +60,109 @@ def quiet(phase: str, done: int, total: int) -> None:
 def launch(config: EngineConfig, progress: Progress = quiet) -> Launched:
     """Load the model and start an engine on it. Raises ConfigError, in one of its kinds."""
     plugins = PluginManager()
-    model = resolve(config.model, config.revision, progress=progress)
-    folder = ModelFolder.open(model.path)
+    source = resolve(config.model, config.revision, progress=progress)
+    folder = ModelFolder.open(source.path)
     spec = ModelRegistry(plugins.model_families()).build(folder.config)
-    method = quantization_method(plugins.quantization_methods(), spec, config.quantize)
+    spec = replace(spec, quantization=folder.quantization())
+    stored = {} if spec.quantization else open_checkpoint(folder.path).shapes()
+    method = quantization_method(plugins.quantization_methods(), spec, config.quantize, stored)
+    model = _Model(folder, spec, method, source.commit)
     executor, devices = _executor(plugins, config.backend)
     try:
-        return _start(config, folder, spec, method, executor, devices, model.commit, progress)
+        return _start(config, model, executor, devices, progress)
     except BaseException:
         executor.shutdown()
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What is served. commit: of the hub's repository, "" for a folder."""
+
+    folder: ModelFolder
+    spec: ModelSpec
+    method: QuantizationMethod
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What the device's memory holds."""
+
+    memory: Memory
+    groups: KVGroups
+    num_blocks: dict[str, int]
+    max_model_len: int
+
+
 def _start(
     config: EngineConfig,
-    folder: ModelFolder,
-    spec: ModelSpec,
-    method: QuantizationMethod,
+    model: _Model,
     executor: Executor,
     devices: tuple[str, ...],
-    commit: str,
     progress: Progress,
 ) -> Launched:
     capabilities = executor.capabilities()
-    require_architecture(config.backend, spec, capabilities)
-    options = executor_config(config, spec, capabilities)
-    weights = open_weights(folder.path, spec, method)
-    groups = executor.load(spec, weights, options, progress)
+    require_architecture(config.backend, model.spec, capabilities)
+    options = executor_config(config, model.spec, capabilities)
+    weights = open_weights(model.folder.path, model.spec, model.method)
+    groups = executor.load(model.spec, weights, options, progress)
     weights.release()
     memory = executor.memory()
-    num_blocks, max_model_len = _plan_kv(config, options, groups, memory)
-    executor.allocate_kv(num_blocks)
-    executor.warm_up((), time.monotonic() + WARM_UP_SECONDS, progress)
-    max_input_len = min(config.max_input_len or max_model_len - 1, max_model_len - 1)
-    kv_tokens = min((num_blocks[g.name] - 1) * g.block_size for g in groups)
-    info = EngineInfo(
+    room = _Room(memory, groups, *_plan_kv(config, options, groups, memory))
+    executor.allocate_kv(room.num_blocks)
+    static, largest = capabilities.static_dimensions, _largest_step(config, capabilities)
+    planned = plan_buckets(static, largest, -(-room.max_model_len // options.block_size))
+    uses = BucketUses(config.backend, devices, model.folder.config, options, planned)
+    buckets = Buckets.of(static, _warm_up(executor, planned, uses, progress))
+    longest_input = room.max_model_len - 1
+    config = replace(
+        config, max_input_len=min(config.max_input_len or longest_input, longest_input)
+    )
+    engine = Engine(
+        executor,
+        groups,
+        room.num_blocks,
+        EngineLimits.of(config, room.max_model_len, largest.scheduled),
+        eos_ids=model.folder.eos_ids,
+        vocab_size=model.spec.vocab_size,
+        buckets=buckets,
+    )
+    info = _info(config, model, devices, options, capabilities, room, largest.scheduled)
+    return Launched(engine, info, executor, buckets, uses)
+
+
+def _info(
+    config: EngineConfig,
+    model: _Model,
+    devices: tuple[str, ...],
+    options: ExecutorConfig,
+    capabilities: Capabilities,
+    room: _Room,
+    max_batch_tokens: int,
+) -> EngineInfo:
+    memory, groups, num_blocks = room.memory, room.groups, room.num_blocks
+    assert config.max_input_len is not None
+    return EngineInfo(
         model_id=config.model,
-        model_path=str(folder.path),
-        revision=commit,
-        architecture=spec.architecture,
+        model_path=str(model.folder.path),
+        revision=model.commit,
+        architecture=model.spec.architecture,
         backend=config.backend,
         devices=devices,
         dtype=options.dtype,
         kv_dtype=options.kv_dtype,
-        quantization=method.name,
-        vocab_size=spec.vocab_size,
-        eos_ids=folder.eos_ids,
-        num_parameters=spec.num_parameters,
-        max_model_len=max_model_len,
-        max_input_len=max_input_len,
+        quantization=model.method.name,
+        vocab_size=model.spec.vocab_size,
+        eos_ids=model.folder.eos_ids,
+        num_parameters=model.spec.num_parameters,
+        max_model_len=room.max_model_len,
+        max_input_len=config.max_input_len,
         max_num_seqs=config.max_num_seqs,
-        max_batch_tokens=options.max_batch_tokens,
+        max_batch_tokens=max_batch_tokens,
         block_size=options.block_size,
         kv_blocks=sum(num_blocks.values()),
-        kv_tokens=kv_tokens,
+        kv_tokens=min((num_blocks[g.name] - 1) * g.block_size for g in groups),
         memory_total=memory.total,
         memory_weights=memory.weights,
         memory_workspace=memory.workspace,
@@ -111,13 +171,21 @@ def _start(
         late_inputs=bool(capabilities.late_inputs),
         batch_invariant=bool(capabilities.batch_invariant),
     )
-    limits = EngineLimits.of(
-        replace(config, max_input_len=max_input_len), max_model_len, options.max_batch_tokens
-    )
-    engine = Engine(
-        executor, groups, num_blocks, limits, eos_ids=info.eos_ids, vocab_size=spec.vocab_size
-    )
-    return Launched(engine, info, executor)
+
+
+def _warm_up(
+    executor: Executor, planned: Sequence[Bucket], uses: BucketUses, progress: Progress
+) -> Sequence[Bucket]:
+    """Warm those first that earlier runs used most. Returns those that were warm in time."""
+    ordered = first_used(planned, uses.load()) if planned else ()
+    count = executor.warm_up(ordered, time.monotonic() + WARM_UP_SECONDS, progress)
+    if count < len(ordered):
+        log.warning(
+            "%d of %d step shapes are warm after %.0f s; steps of the others are padded into "
+            "larger ones, which costs time and no answer",
+            *(count, len(ordered), WARM_UP_SECONDS),
+        )
+    return ordered[:count]
 
 
 def _executor(plugins: PluginManager, name: str) -> tuple[Executor, tuple[str, ...]]:
@@ -127,29 +195,6 @@ def _executor(plugins: PluginManager, name: str) -> tuple[Executor, tuple[str, .
         raise HardwareUnavailable(f"backend {name} cannot run here: {probe.reason}")
     built = backend()
     return (built.executor() if isinstance(built, Backend) else built), probe.devices
-
-
-def quantization_method(
-    methods: Sequence[type[QuantizationMethod]], spec: ModelSpec, wanted: str | None
-) -> QuantizationMethod:
-    """The method that reads this checkpoint: the one asked for, else the one that detects it.
-
-    Raises UnsupportedModel with the names of the installed ones.
-    """
-    names = ", ".join(sorted(method.name for method in methods))
-    if wanted is not None:
-        for method in methods:
-            if method.name == wanted:
-                return method(spec.quantization)
-        raise UnsupportedModel(f"no quantization method {wanted!r} is installed; there are {names}")
-    for method in methods:
-        if method.detect(spec.quantization):
-            return method(spec.quantization)
-    stated = spec.quantization.get("quant_method", "unnamed")
-    raise UnsupportedModel(
-        f"the checkpoint is quantized ({stated!r}), and no installed method reads that; "
-        f"there are {names}. Install a plugin for it, or serve an unquantized checkpoint"
-    )
 
 
 def require_architecture(backend: str, spec: ModelSpec, capabilities: Capabilities) -> None:
@@ -180,16 +225,23 @@ def executor_config(
             f"the longest sequence asked for is {config.max_model_len} tokens, and the model was "
             f"made for {spec.max_position}; lower it"
         )
+    largest = _largest_step(config, capabilities)
     return ExecutorConfig(
         dtype=dtype,
         kv_dtype=dtype if kv_dtype == "auto" else kv_dtype,
         block_size=block_size,
-        max_num_seqs=config.max_num_seqs,
-        max_batch_tokens=config.max_batch_tokens or capabilities.batch_tokens,
+        max_num_seqs=largest.rows,
+        max_batch_tokens=largest.tokens,
         max_model_len=config.max_model_len or spec.max_position,
         memory_budget=config.memory_budget,
         threads=config.threads,
+        ranks=config.ranks,
     )
+
+
+def _largest_step(config: EngineConfig, capabilities: Capabilities) -> StepShape:
+    tokens = config.max_batch_tokens or capabilities.batch_tokens
+    return largest_step(capabilities.static_dimensions, config.max_num_seqs, tokens)
 
 
 def _choice(option: str, value: str, legal: Sequence[str]) -> str:

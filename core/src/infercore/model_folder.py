@@ -8,6 +8,12 @@ from typing import Any
 
 from infercore.errors import CheckpointError
 
+# The second is compressed-tensors' older name.
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+
+# Where older AutoGPTQ, AutoAWQ and AutoRound wrote it.
+QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
@@ -26,6 +32,22 @@ class ModelFolder:
         if not path.is_dir():
             raise CheckpointError(f"{path} is no folder; name a model folder or a hub id")
         return cls(path, read_config(path), read_json(path / "generation_config.json") or {})
+
+    def quantization(self) -> Mapping[str, Any]:
+        """How the weights were quantized, as the tool that wrote them says; {} if no file does.
+
+        Raises CheckpointError for a damaged file.
+        """
+        for key in QUANTIZATION_KEYS:
+            stated = self.config.get(key)
+            if stated is not None and not isinstance(stated, Mapping):
+                raise CheckpointError(
+                    f"{self.path / 'config.json'}: {key} is {stated!r}; it must be an object"
+                )
+            if stated:
+                return stated
+        files = (read_json(self.path / name) for name in QUANTIZATION_FILES)
+        return next((stated for stated in files if stated), {})
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

@@ -88,8 +88,9 @@ def open_weights(path: Path, spec: ModelSpec, method: QuantizationMethod) -> Che
     and misshapen tensor if the files do not match the spec.
     """
     checkpoint = open_checkpoint(path)
-    expected = method.tensors(spec)
     stored = checkpoint.shapes()
+    method.inspect(_under_spec_names(stored, spec))
+    expected = method.tensors(spec)
     sources = checkpoint.aliases = _match(stored.keys(), expected, spec)
     known = set(sources.values()) | ({f"{spec.head.name}.weight"} if spec.tied else set())
     shapes = {name: stored[source] for name, source in sources.items()}
@@ -171,6 +172,18 @@ def _no_weights(path: Path) -> str:
         '"from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained({str(path)!r}).save_pretrained('converted')\""
     )
+
+
+def _under_spec_names(
+    stored: Mapping[str, tuple[int, ...]], spec: ModelSpec
+) -> dict[str, tuple[int, ...]]:
+    """What is stored, under its own names and with the base-model prefix of the spec's."""
+    prefix = next((p for p in PREFIXES if spec.embedding.startswith(p)), "")
+    renamed = {
+        prefix + next((name.removeprefix(p) for p in PREFIXES if name.startswith(p)), name): shape
+        for name, shape in stored.items()
+    }
+    return {**renamed, **stored}
 
 
 def _match(
