@@ -8,9 +8,10 @@ JOBS    ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
-ROOMS  := core backends/$(BACKEND) api
+ROOMS  := core backends/$(BACKEND) quantization api
+ALL    := $(ROOMS) $(filter-out backends/$(BACKEND),backends/sim) conformance
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
-INPUTS := pyproject.toml constraints.txt $(ROOMS:%=%/pyproject.toml)
+INPUTS := pyproject.toml constraints.txt $(ALL:%=%/pyproject.toml)
 SERVING := $(VENV)/serving-$(BACKEND)
 DEV     := $(VENV)/dev-$(BACKEND)
 
@@ -51,7 +52,7 @@ imports: $(DEV)
 
 wheels: $(DEV) ## build every room's wheel into dist/
 	rm -rf dist
-	for room in $(ROOMS); do $(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist $$room || exit; done
+	for room in $(ALL); do $(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist $$room || exit; done
 
 bench: $(SERVING) ## measure offline and over HTTP; ARGS passes options
 	@exec $(BIN)/infercore bench --backend $(BACKEND) $(ARGS)
@@ -71,5 +72,5 @@ $(SERVING): $(INPUTS) | $(BIN)/python
 
 $(DEV): $(INPUTS) | $(BIN)/python
 	@echo "Installing InferCore for development into $(VENV): a minute or two, once"
-	$(PIP) install -c constraints.txt $(ROOMS:%=-e %) '.[dev]'
+	$(PIP) install -c constraints.txt $(ALL:%=-e %) -e examples/numpy '.[dev]'
 	@touch $@ $(SERVING)

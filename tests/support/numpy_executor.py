@@ -139,7 +139,6 @@ class NumpyExecutor(Executor):
         self, spec: ModelSpec, weights: Weights, config: ExecutorConfig, progress: Progress
     ) -> KVGroups:
         """The toy model needs neither; its groups are what the engine must know."""
-        del spec, weights, config, progress
         return self.groups
 
     def memory(self) -> Memory:
@@ -182,15 +181,15 @@ class NumpyExecutor(Executor):
         unknown = set(step.extras) - set(self._can.extras)
         if unknown:
             raise StepFailed(f"unknown extras: {', '.join(sorted(unknown))}", retryable=False)
-        rows, static = step.num_rows, {each.dimension for each in self._can.static_dimensions}
-        step = unpadded(step, self._planned, static)
+        rows = step.num_rows
+        step = unpadded(step, self._planned, self._can)
         busy: set[int] = set().union(*(handle.slots for handle in self._unresolved))
         check_shapes(step, self._can, len(self.groups), busy)
         in_flight = [handle.named for handle in self._unresolved]
         check_blocks(step, self._block_size, self._handed_out, in_flight)
-        starts = (step.context_len - np.diff(step.query_start)).tolist()
-        counts = np.diff(step.query_start).tolist()
-        self.log.append(list(zip(step.slots.tolist(), starts, counts, strict=True)))
+        counts = np.diff(step.query_start)
+        spans = (step.slots.tolist(), (step.context_len - counts).tolist(), counts.tolist())
+        self.log.append(list(zip(*spans, strict=True)))
         handle = _Unresolved(self, step, len(self.log) - 1, rows)
         for fault in self.faults:
             if fault.at_submit and fault.rows(step, handle.number):
@@ -302,15 +301,7 @@ class NumpyExecutor(Executor):
     ) -> StepResult:
         rows, most = step.num_rows, int(step.max_tokens.max())
         shown = max(0, int(step.num_logprobs.max()))
-        result = StepResult(
-            step.step_id,
-            np.zeros((rows, most), np.int32),
-            np.zeros(rows, np.int32),
-            np.full(rows, RowStatus.NOT_SAMPLED, np.uint8),
-            np.zeros((rows, most), np.float32),
-            np.zeros((rows, most, shown), np.int32),
-            np.zeros((rows, most, shown), np.float32),
-        )
+        result = StepResult.blank(step.step_id, rows, shown, most)
         masks = _masks(step, late)
         self._last = [[] for _ in range(rows)]
         for row in range(rows):

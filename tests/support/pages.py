@@ -22,7 +22,10 @@ class Block:
 
 def pages() -> list[Path]:
     """Every Markdown page that people read here."""
-    rooms = ("core", "backends", "api", "benchmarks", "docs")
+    rooms = (
+        *("core", "backends", "quantization", "api", "conformance"),
+        *("examples", "benchmarks", "docs"),
+    )
     inside = [page for room in rooms for page in (ROOT / room).rglob("*.md")]
     return sorted([*ROOT.glob("*.md"), *inside])
 

@@ -19,8 +19,9 @@ _PER_ROW = (
 )
 
 
-def unpadded(step: Step, planned: AbstractSet[Bucket], static: AbstractSet[Dimension]) -> Step:
+def unpadded(step: Step, planned: AbstractSet[Bucket], can: Capabilities) -> Step:
     """The step's own rows and tokens. Checks that its shape was planned, and what fills it."""
+    static = {each.dimension for each in can.static_dimensions}
     if not static:
         return step
     shape = {

@@ -144,3 +144,18 @@ def test_aborting_a_suspect_ends_the_search() -> None:
     assert received.pop(BAD).reason is FinishReason.ABORT
     assert {got.reason for got in received.values()} == {FinishReason.LENGTH}
     assert driver.engine.stats().failed_steps == 1
+
+
+def test_nobody_reads_what_led_to_scores_that_are_not_finite() -> None:
+    """Its first chunks had no status, so their blocks were cached before the NaN showed."""
+    executor = NumpyExecutor(faults=[Fault(seed=BAD, position=18, nan=True)])
+    driver = Driver(make_engine(executor, max_batch_tokens=8))
+    ids = prompt(19)
+    requests = [Request(seed, ids, replace(GREEDY, seed=seed)) for seed in (1, BAD, 4)]
+    cached = []
+    for request in requests:
+        driver.add([request])
+        cached.append(driver.run()[request.request_id].cached_tokens)
+    assert driver.received[BAD].reason is FinishReason.ERROR
+    assert cached == [0, 0, 0], "the third finds nothing, though the first's blocks were good"
+    assert driver.received[4].tokens == driver.received[1].tokens

@@ -72,6 +72,16 @@ class BlockPool:
             self._hash[block] = digest
             self._by_hash[digest] = block
 
+    def forget(self, digest: bytes) -> None:
+        """Let nobody find the block under a hash again; who holds it keeps it."""
+        block = self._by_hash.pop(digest, None)
+        if block is None:
+            return
+        self._hash[block] = None
+        if not self.ref_count[block]:
+            del self._cached[block]
+            self._free.append(block)
+
     def release(self, block: int) -> None:
         assert self.ref_count[block] > 0, f"block {block} is released but nobody holds it"
         self.ref_count[block] -= 1
@@ -264,6 +274,16 @@ class BlockManager:
                 for block, digest in zip(blocks, hashes[seq.num_sealed : full], strict=True):
                     pool.seal(block, digest)
         seq.num_sealed = full
+
+    def distrust(self, seq: Sequence) -> None:
+        """Let nobody else read what a sequence wrote or read: one of its numbers was none.
+
+        A chunk that ends before the last known token has no status, so a block may be cached
+        before its NaN shows in a score.
+        """
+        for pool in self.pools:
+            for digest in seq.hashes:
+                pool.forget(digest)
 
     def trim(self, seq: Sequence) -> None:
         """Let go the blocks that only steps without a result were to write."""

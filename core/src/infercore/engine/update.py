@@ -37,6 +37,8 @@ class Updater:
                 if not seq.in_flight:
                     self._scheduler.vacate(seq)
             elif status[row] in _FAILURES:
+                if status[row] == RowStatus.NOT_FINITE:
+                    self._scheduler.blocks.distrust(seq)
                 position = plan.starts[row] + plan.counts[row]
                 why = _FAILURES[status[row]].format(position=position)
                 outputs.append(self.fail(seq, GenerationFailed(f"request {seq.request_id}: {why}")))
