@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from infercore.errors import CheckpointError, UnsupportedModel
-from infercore.hub import demo_path
 from infercore.formats import quantization_method
+from infercore.hub import demo_path
 from infercore.model_folder import ModelFolder
 from infercore.model_spec import LinearSpec, ModelSpec
 from infercore.models.plugin import register_models
