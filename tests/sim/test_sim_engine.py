@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from infercore_sim.executor import SimExecutor
 
 from infercore import LLM, SamplingParams, launch
 from infercore.hub import DEMO
+from infercore_sim.executor import SimExecutor
 
 LIMITS = {"max_model_len": 160, "max_num_seqs": 6, "max_batch_tokens": 40, "block_size": 16}
 

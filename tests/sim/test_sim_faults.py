@@ -118,3 +118,18 @@ def test_nan_ends_requests_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_lost_device_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExecutorLost, match="lost a rank in step"):
         answers("lost@3", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("step-id", r"in step 4 the executor answered step \d+; restart"),
+        ("garbage", "in step 4 the executor gave tokens that are none of its 4096"),
+        ("dtype", "in step 4 the executor gave tokens"),
+    ],
+)
+def test_a_result_that_makes_no_sense_ends_the_engine(
+    fault: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ExecutorLost, match=said):
+        answers(f"{fault}@3", monkeypatch)

@@ -1,12 +1,14 @@
 """The words of INFERCORE_SIM, and what they make of the device's capabilities."""
 
+from pathlib import Path
+
 import pytest
 
 from infercore.capabilities import Capabilities, Dimension
 from infercore.errors import ConfigError
 from infercore.plugins import PluginManager
 from infercore_sim.backend import SimBackend
-from infercore_sim.options import VARIABLE, Fault, SimOptions
+from infercore_sim.options import FEATURES, NUMBERS, VARIABLE, Fault, SimOptions
 
 
 def can(words: str) -> Capabilities:
@@ -69,6 +71,14 @@ def test_faults_are_planted_by_step() -> None:
 def test_what_is_no_word_is_refused_by_name(words: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"{VARIABLE}: {message}"):
         SimOptions.parse(words)
+
+
+def test_every_word_is_in_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "backends/sim/README.md").read_text()
+    words = [f"no-{name}" for name in FEATURES] + [f"{name}-N" for name in NUMBERS]
+    words += [f"dynamic-{dimension.value}" for dimension in Dimension]
+    words += [fault.value for fault in Fault]
+    assert [word for word in words if f"`{word}`" not in readme] == []
 
 
 def test_the_plugin_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

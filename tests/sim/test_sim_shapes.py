@@ -2,12 +2,15 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from infercore.backend import Backend
 from infercore.errors import StepFailed
 from infercore.executor import Bucket
+from infercore_sim.backend import SimBackend
 from infercore_sim.rules import RuleBroken
 from model_runs import prompt, quiet
 from sim_device import device, padded, run
@@ -16,7 +19,12 @@ from stepper import Sequenced
 SMALL, LARGE = Bucket(16, 4, 4), Bucket(64, 8, 8)
 
 
-def test_a_planned_shape_says_what_the_unpadded_step_says(folder: Path) -> None:
+@pytest.mark.parametrize("attention", [SimBackend.attention, Backend.attention])
+def test_a_planned_shape_says_what_the_unpadded_step_says(
+    folder: Path, attention: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With core's own attention too, which a static backend may keep."""
+    monkeypatch.setattr(SimBackend, "attention", attention)
     results = []
     for words in ("", "dynamic-tokens,dynamic-rows,dynamic-blocks"):
         with device(folder, words) as sim:

@@ -34,6 +34,7 @@ INFO = EngineInfo(
     prompt_logprobs=True,
     late_inputs=True,
     batch_invariant=True,
+    capabilities='{"limits": {}, "features": {}}',
 )
 
 

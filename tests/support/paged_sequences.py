@@ -86,7 +86,9 @@ class Run:
         q, k, v = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         made = [self.cache.forward(layer, q, k, v, plan) for layer in range(len(SCALES))]
         counts = [count for _, count in rows]
-        for (name, _), out in zip(rows, torch.stack(made).split(counts, dim=1), strict=True):
+        for (name, _), out in zip(
+            rows, torch.stack(made).split_with_sizes(counts, dim=1), strict=True
+        ):
             before = [self.outputs[name]] if name in self.outputs else []
             self.outputs[name] = torch.cat([*before, out], dim=1)
 
@@ -100,7 +102,7 @@ class Run:
         total = shape.heads + 2 * shape.kv_heads
         drawn = torch.randn((at + count) * total, shape.dim, generator=random)[at * total :]
         qkv = drawn.view(count, total, shape.dim).to(shape.dtype)
-        q, k, v = qkv.split((shape.heads, shape.kv_heads, shape.kv_heads), dim=1)
+        q, k, v = qkv.split_with_sizes((shape.heads, shape.kv_heads, shape.kv_heads), dim=1)
         return q, k, v
 
     def _batch(self, rows: Step) -> AttentionBatch:

@@ -5,8 +5,9 @@ than one meaning: a vendor that has not looked yet is not a vendor that refuses.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
+from typing import Any
 
 
 class Support(Enum):
@@ -113,3 +114,20 @@ class Capabilities:
             raise ValueError(f"batch_tokens is at least 1, not {self.batch_tokens}")
         if self.tokens_per_step < 1:
             raise ValueError(f"tokens_per_step is at least 1, not {self.tokens_per_step}")
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON: {"limits": {name: value}, "features": {name: {"support", "detail"}}}.
+
+        `extras` are among the features.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        answers = {k: v for k, v in values.items() if isinstance(v, Capability)} | dict(self.extras)
+        limits = {k: v for k, v in values.items() if k not in answers and k != "extras"}
+        limits["static_dimensions"] = [
+            {**asdict(each), "dimension": each.dimension.value} for each in self.static_dimensions
+        ]
+        features = {
+            name: {"support": answer.support.value, "detail": answer.detail}
+            for name, answer in answers.items()
+        }
+        return {"limits": limits, "features": features}

@@ -4,6 +4,7 @@ Every refusal happens here, before the first request: an unknown model, a missin
 that the backend does not have, weights that do not fit.
 """
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -170,6 +171,7 @@ def _info(
         prompt_logprobs=bool(capabilities.prompt_logprobs),
         late_inputs=bool(capabilities.late_inputs),
         batch_invariant=bool(capabilities.batch_invariant),
+        capabilities=json.dumps(capabilities.facts()),
     )
 
 

@@ -1,15 +1,23 @@
 """create_app: the router's ASGI application, its stack of middlewares built in one place."""
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from infercore.errors import RequestError
-from infercore_api.router.middleware import Authorization, BodyLimit, RequestContext
+from infercore_api.router.access import Authorization, HostCheck, open_routes
+from infercore_api.router.api_keys import ApiKeys
+from infercore_api.router.middleware import BodyLimit, RequestContext
 from infercore_api.router.options import RouterOptions
 from infercore_api.router.problems import problem_of
 from infercore_api.router.state import RouterState
@@ -25,8 +33,8 @@ class RegisterRoutes(Protocol):
 def create_app(state: RouterState, register_routes: RegisterRoutes) -> FastAPI:
     """The application that serves `state`, with the routes that plugins register.
 
-    From the outside in: unexpected errors, request id and access log, CORS, authorization, body
-    limits, errors raised on purpose, routes.
+    From the outside in: unexpected errors, request id and access log, CORS, Host, authorization,
+    body limits, errors raised on purpose, routes. Raises ConfigError for an unusable file of keys.
     """
     handlers: dict[Any, Any] = dict.fromkeys(
         (RequestError, RequestValidationError, HTTPException, Exception), _answer_problem
@@ -36,6 +44,9 @@ def create_app(state: RouterState, register_routes: RegisterRoutes) -> FastAPI:
         version=state.options.version,
         openapi_url="/api-doc/openapi.json",
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,  # a redirect would go where the client's Host header says
+        lifespan=lambda _: _watching(state),
         middleware=_stack(state.options),
         exception_handlers=handlers,
     )
@@ -45,24 +56,48 @@ def create_app(state: RouterState, register_routes: RegisterRoutes) -> FastAPI:
         """Metrics in Prometheus' text format."""
         return Response(state.metrics.render(), media_type="text/plain; version=0.0.4")
 
+    @app.get("/v1/capabilities", tags=["operations"])
+    async def capabilities() -> JSONResponse:
+        """What the backend declares, as conformance reports show it."""
+        info = state.info
+        declared = json.loads(info.capabilities)
+        return JSONResponse({"backend": info.backend, "devices": info.devices, **declared})
+
     register_routes(app=app, state=state)
     return app
 
 
+@asynccontextmanager
+async def _watching(state: RouterState) -> AsyncIterator[None]:
+    """While the application serves, the engine's steps are watched."""
+    task = asyncio.create_task(state.step_watch.run(), name="step watch")
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
 def _stack(options: RouterOptions) -> list[Middleware]:
-    stack = [
-        Middleware(RequestContext),
-        Middleware(
-            CORSMiddleware,
-            allow_origins=options.cors_allow_origin or ("*",),
-            allow_methods=("GET", "POST"),
-            allow_headers=("content-type", "authorization"),
-        ),
-    ]
-    if options.api_key is not None:
-        stack.append(Middleware(Authorization, api_key=options.api_key))
+    health = open_routes(options.vertex_health_route)
+    stack = [Middleware(RequestContext)]
+    if options.cors_allow_origin:
+        stack.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=options.cors_allow_origin,
+                allow_methods=("GET", "POST"),
+                allow_headers=("*",),  # clients send some of their own; the origin is what counts
+                expose_headers=("x-request-id",),
+            )
+        )
+    if options.allowed_hosts:
+        stack.append(Middleware(HostCheck, hosts=options.allowed_hosts, open_routes=health))
+    file = Path(options.api_key_file) if options.api_key_file else None
+    keys = ApiKeys(options.api_keys, file)
+    if keys:
+        stack.append(Middleware(Authorization, keys=keys, open_routes=health))
     return [*stack, Middleware(BodyLimit, limit=options.payload_limit)]
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
-    return problem_of(error).response(request.url.path)
+    return problem_of(error).response(request.scope["path"])

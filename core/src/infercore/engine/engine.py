@@ -19,6 +19,7 @@ from infercore.engine.sequence import Sequence
 from infercore.engine.step_builder import StepBuilder
 from infercore.engine.update import Updater
 from infercore.errors import (
+    ExecutorLost,
     GenerationFailed,
     InvalidRequest,
     Overloaded,
@@ -84,6 +85,7 @@ class Engine:
         self._executor = executor
         self._clock = clock
         self._eos_ids = frozenset(eos_ids)
+        self._vocab_size = vocab_size
         self._mask_words = -(-vocab_size // 32)
         self._late_masks = bool(can.late_inputs)
         self._depth = can.max_in_flight if limits.step_ahead else 1
@@ -219,7 +221,19 @@ class Engine:
             self._scheduler.roll_back(flight.plan)
             self._recover(flight.plan, error)
         else:
+            self._require_sound(flight.plan, result)
             self._outputs += self._updater.update(flight.plan, result)
+
+    def _require_sound(self, plan: Schedule, result: StepResult) -> None:
+        """Raises ExecutorLost for a result that no working executor gives: nothing else is safe."""
+        tokens = result.tokens[: len(plan.seqs)]
+        if result.step_id != plan.step_id:
+            fault = f"answered step {result.step_id}"
+        elif tokens.dtype != np.int32 or tokens.min() < 0 or tokens.max() >= self._vocab_size:
+            fault = f"gave tokens that are none of its {self._vocab_size}"
+        else:
+            return
+        raise ExecutorLost(f"in step {plan.step_id} the executor {fault}; restart the engine")
 
     def _timed(self, call: Callable[[], _Result]) -> _Result:
         began = time.perf_counter()

@@ -116,7 +116,7 @@ class Progress(_message.Message):
     def __init__(self, phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class EngineInfo(_message.Message):
-    __slots__ = ("model_id", "model_path", "revision", "architecture", "backend", "devices", "dtype", "kv_dtype", "quantization", "vocab_size", "eos_ids", "num_parameters", "max_model_len", "max_input_len", "max_num_seqs", "max_batch_tokens", "block_size", "kv_blocks", "kv_tokens", "memory_total", "memory_weights", "memory_workspace", "memory_kv", "prompt_logprobs", "late_inputs", "batch_invariant")
+    __slots__ = ("model_id", "model_path", "revision", "architecture", "backend", "devices", "dtype", "kv_dtype", "quantization", "vocab_size", "eos_ids", "num_parameters", "max_model_len", "max_input_len", "max_num_seqs", "max_batch_tokens", "block_size", "kv_blocks", "kv_tokens", "memory_total", "memory_weights", "memory_workspace", "memory_kv", "prompt_logprobs", "late_inputs", "batch_invariant", "capabilities")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,7 @@ class EngineInfo(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     LATE_INPUTS_FIELD_NUMBER: _ClassVar[int]
     BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     model_path: str
     revision: str
@@ -169,7 +170,8 @@ class EngineInfo(_message.Message):
     prompt_logprobs: bool
     late_inputs: bool
     batch_invariant: bool
-    def __init__(self, model_id: _Optional[str] = ..., model_path: _Optional[str] = ..., revision: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., vocab_size: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., num_parameters: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_input_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., memory_total: _Optional[int] = ..., memory_weights: _Optional[int] = ..., memory_workspace: _Optional[int] = ..., memory_kv: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., late_inputs: _Optional[bool] = ..., batch_invariant: _Optional[bool] = ...) -> None: ...
+    capabilities: str
+    def __init__(self, model_id: _Optional[str] = ..., model_path: _Optional[str] = ..., revision: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., vocab_size: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., num_parameters: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_input_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., memory_total: _Optional[int] = ..., memory_weights: _Optional[int] = ..., memory_workspace: _Optional[int] = ..., memory_kv: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., late_inputs: _Optional[bool] = ..., batch_invariant: _Optional[bool] = ..., capabilities: _Optional[str] = ...) -> None: ...
 
 class EngineStats(_message.Message):
     __slots__ = ("steps", "running", "waiting", "kv_blocks", "kv_blocks_used", "prompt_tokens", "cached_tokens", "generated_tokens", "dropped_tokens", "preemptions", "failed_steps", "own_seconds", "wait_seconds", "padded_tokens")

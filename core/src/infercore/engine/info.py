@@ -12,6 +12,7 @@ class EngineInfo:
     eos_ids: ids that end a request unless it ignores them.
     max_model_len, max_input_len, max_num_seqs, max_batch_tokens: the limits in force.
     memory_*: the split that the banner shows. kv_tokens: tokens that all KV blocks hold.
+    capabilities: what the executor declares, `Capabilities.facts` as JSON.
     """
 
     model_id: str
@@ -40,3 +41,4 @@ class EngineInfo:
     prompt_logprobs: bool
     late_inputs: bool
     batch_invariant: bool
+    capabilities: str

@@ -135,7 +135,7 @@ class PagedAttention(Attention):
             mask = torch.from_numpy(hidden).to(self.device)[:, None, None]
             mask = mask.repeat(self.specs[0].num_kv_heads, 1, 1, 1)
         everything = len(rows) == batch.host_query_start[-1]
-        tokens = slice(None) if everything else batch.query_start[index].long()
+        tokens = slice(len(rows)) if everything else batch.query_start[index].long()
         return Tile(tokens, len(rows), blocks, keys, mask)
 
     def _prefill_tiles(self, batch: AttentionBatch, row: int) -> Iterator[Tile]:
