@@ -1,15 +1,13 @@
-"""The router without processes: access, limits, metrics, and streams with odd readers."""
+"""The router without processes: limits, metrics, and streams with odd readers."""
 
 import asyncio
 import json
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
-import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
 from infercore.engine.request import FinishReason
 from infercore.errors import (
@@ -23,17 +21,13 @@ from infercore.errors import (
 from infercore.hub import demo_path
 from infercore.text.chat_template import ChatTemplate
 from infercore.text.tokenizer import Tokenizer
-from infercore_api.router import openai, tgi
-from infercore_api.router.app import create_app
 from infercore_api.router.engine_client import EnginePhase
 from infercore_api.router.openai_schema import ChatBody, CompletionBody
-from infercore_api.router.options import RouterOptions
 from infercore_api.router.problems import problem_of
-from infercore_api.router.state import RouterState
 from infercore_api.router.tgi_schema import Parameters
 from memory_engine import MemoryEngine
+from memory_router import Router
 
-MODELS = ("infercore/demo",)
 HELLO = [260, 553]  # " a", " time"
 
 
@@ -43,71 +37,8 @@ def texts() -> Iterator[tuple[Tokenizer, ChatTemplate]]:
         yield Tokenizer(demo_path()), template
 
 
-class Router:
-    """A router over a MemoryEngine, and a client that calls it in this process."""
-
-    def __init__(
-        self, texts: tuple[Tokenizer, ChatTemplate], engine: MemoryEngine, **options: Any
-    ) -> None:
-        self.engine = engine
-        self.state = RouterState(engine, *texts, RouterOptions(MODELS, **options))
-
-        def register(*, app: Any, state: RouterState) -> None:
-            tgi.register_routes(app, state)
-            openai.register_routes(app, state)
-
-        self.app = create_app(self.state, register)
-        transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
-        self.http = httpx2.AsyncClient(transport=transport, base_url="http://router")
-
-    def metrics(self) -> dict[tuple[str, str], float]:
-        """{(name, value of its first label): value}"""
-        families = text_string_to_metric_families(self.state.metrics.render().decode())
-        return {
-            (sample.name, next(iter(sample.labels.values()), "")): sample.value
-            for family in families
-            for sample in family.samples
-        }
-
-
 def generate(**parameters: Any) -> dict[str, Any]:
     return {"inputs": "Once upon", "parameters": {"max_new_tokens": 2, **parameters}}
-
-
-async def test_with_a_key_every_post_needs_it(texts: Any) -> None:
-    router = Router(texts, MemoryEngine(HELLO), api_key="Secret")
-    posts = {path for path, methods in router.app.openapi()["paths"].items() if "post" in methods}
-    assert posts >= {"/", "/generate", "/tokenize", "/v1/chat/completions"}
-    for path in posts:
-        for headers in ({}, {"authorization": "Bearer secret"}, {"x-api-key": "Secret "[:-2]}):
-            refused = await router.http.post(path, json=generate(), headers=headers)
-            assert refused.status_code == 401, path
-            assert refused.headers["www-authenticate"] == "Bearer"
-            assert "Secret" not in refused.text
-    for headers in ({"authorization": "Bearer Secret"}, {"x-api-key": "Secret"}):
-        answer = await router.http.post("/generate", json=generate(), headers=headers)
-        assert answer.json() == {"generated_text": " a time"}
-    assert (await router.http.get("/health")).status_code == 200
-
-
-async def test_two_keys_of_which_one_is_wrong_are_refused(texts: Any) -> None:
-    router = Router(texts, MemoryEngine(HELLO), api_key="Secret")
-    for bearer, other, status in (
-        ("Secret", "Secret", 200),
-        ("Secret", "x", 401),
-        ("x", "Secret", 401),
-    ):
-        headers = {"authorization": f"Bearer {bearer}", "x-api-key": other}
-        answer = await router.http.post("/generate", json=generate(), headers=headers)
-        assert answer.status_code == status
-
-
-async def test_an_empty_bearer_is_fine_without_a_key(texts: Any) -> None:
-    router = Router(texts, MemoryEngine(HELLO))
-    answer = await router.http.post(
-        "/generate", json=generate(), headers={"authorization": "Bearer "}
-    )
-    assert answer.status_code == 200
 
 
 async def test_more_than_the_permits_is_refused_and_counted(texts: Any) -> None:

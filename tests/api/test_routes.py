@@ -14,7 +14,9 @@ def test_whole_replies_are_an_object_or_a_list_of_one(http: httpx2.Client) -> No
     single = http.post("/generate", json=body)
     listed = http.post("/", json=body)
     assert list(single.json()) == ["generated_text"]
-    assert listed.json() == [single.json()]
+    assert listed.json() == [{"generated_text": STORY + single.json()["generated_text"]}]
+    without = {**body, "parameters": {"max_new_tokens": 5, "return_full_text": False}}
+    assert http.post("/", json=without).json() == [single.json()]
     streamed = http.post("/", json={**body, "stream": True})
     assert streamed.headers["content-type"].startswith("text/event-stream")
     assert streamed.headers["x-accel-buffering"] == "no"
@@ -185,6 +187,8 @@ def test_the_document_of_the_api_names_every_route(http: httpx2.Client) -> None:
             if path != "/metrics":
                 error = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
                 wanted_error = "NestedError" if path.startswith("/v1/") else "FlatError"
+                if path.startswith("/v1/messages"):
+                    wanted_error = "AnthropicError"
                 assert error["$ref"].endswith(f"/{wanted_error}")
     wanted = {"/", "/generate", "/generate_stream", "/tokenize", "/info", "/health", "/metrics",
               "/v1/chat/completions", "/v1/completions", "/v1/models"}  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from infercore.errors import ConfigError
-from infercore_api.cli.flags import FLAGS, TGI_ONLY
+from infercore_api.cli.flag import TGI_ONLY
+from infercore_api.cli.flags import FLAGS
 from infercore_api.cli.options import parse_size, serve_options
 from infercore_api.cli.reference import flags_markdown
 
@@ -40,13 +41,13 @@ def test_values_go_where_the_table_says() -> None:
         memory_budget="1.5G",
         prefix_cache=False,
         max_best_of=7,
-        api_key="k",
+        api_key=["k", "l"],
         port=5,
     )
     assert (options.engine.model, options.engine.max_model_len) == ("m", 100)
     assert (options.engine.kv_tokens, options.engine.memory_budget) == (4096, 3 * 2**29)
     assert options.engine.prefix_cache is False
-    assert (options.router["max_best_of"], options.router["api_key"]) == (7, "k")
+    assert (options.router["max_best_of"], options.router["api_keys"]) == (7, ("k", "l"))
     assert options.router["model_names"] == ("m",)
     assert options.port == 5
 
@@ -65,7 +66,7 @@ def test_values_go_where_the_table_says() -> None:
         ({"step_timeout": float("nan")}, "--step-timeout must be finite. Given: nan"),
         ({"write_timeout": float("inf")}, "--write-timeout must be finite. Given: inf"),
         ({"port": 70000}, "--port must be below 65536"),
-        ({"num_shard": 2}, "--num-shard 2: an engine runs on one device"),
+        ({"num_shard": 0}, "--num-shard"),
         ({"trust_remote_code": True}, "--trust-remote-code: code that comes with a model"),
         ({"rope_scaling": "linear"}, "--rope-scaling linear: a model's own config.json"),
     ],
@@ -91,7 +92,7 @@ def test_every_flag_of_tgi_is_known_and_none_is_there_twice() -> None:
     names = [flag.name for flag in FLAGS]
     assert len(names) == len(set(names))
     assert set(TGI_FLAGS.split()) <= set(names)
-    variables = [flag.env for flag in FLAGS if flag.env]
+    variables = [variable for flag in FLAGS for variable in flag.env.split()]
     assert len(variables) == len(set(variables))
     assert not {"HOSTNAME", "ENV"} & set(variables), "they are set by others"
 
@@ -99,9 +100,9 @@ def test_every_flag_of_tgi_is_known_and_none_is_there_twice() -> None:
 def test_flags_without_a_function_are_never_dropped_in_silence(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    given(usage_stats="off", num_shard=1, sharded="false")
+    assert given(usage_stats="off", num_shard=2, sharded="true").engine.ranks == 2
     assert "--usage-stats has no effect: no usage is collected" in caplog.text
-    assert "--num-shard has no effect" in caplog.text
+    assert "--sharded has no effect" in caplog.text
 
 
 def test_sizes() -> None:

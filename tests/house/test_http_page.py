@@ -8,14 +8,40 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from infercore_api.observability.metrics import Metrics
-from infercore_api.router import problems
+from infercore_api.router import anthropic_schema, problems
+from infercore_api.router.anthropic_schema import CountBody, MessagesBody, TextBlock, Turn
 from infercore_api.router.openai_schema import IGNORED, ChatBody, CompletionBody, StreamOptions
-from infercore_api.router.tgi_schema import CompatBody, Parameters, TokenizeBody
+from infercore_api.router.responses_schema import ContentPart, InputMessage, ResponsesBody
+from infercore_api.router.tgi_schema import CompatBody, Parameters
+from infercore_api.router.tokenization import (
+    DetokenizeBody,
+    TokenizeBody,
+    TokenizeMessagesBody,
+    TokenizePromptBody,
+)
+from infercore_api.router.vertex import VertexBody
 from memory_engine import MemoryEngine
 from pages import ROOT, page
 
 ROUTE = re.compile(r'@(?:router|app)\.(get|post)\("([^"]+)"')
-BODIES = (CompatBody, Parameters, TokenizeBody, ChatBody, CompletionBody, StreamOptions)
+BODIES = (
+    CompatBody,
+    Parameters,
+    VertexBody,
+    TokenizeBody,
+    TokenizePromptBody,
+    TokenizeMessagesBody,
+    DetokenizeBody,
+    ChatBody,
+    CompletionBody,
+    StreamOptions,
+    ResponsesBody,
+    InputMessage,
+    ContentPart,
+    MessagesBody,
+    Turn,
+    TextBlock,
+)
 
 
 def first_cells(text: str) -> Iterator[str]:
@@ -46,6 +72,29 @@ def test_what_has_no_effect_and_what_is_refused_are_told_apart() -> None:
     assert set(re.findall(r"`(\w+)`", ignored)) == IGNORED
     refused = refused.partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", refused)) == {*ChatBody.HARMLESS, *CompletionBody.HARMLESS}
+
+
+def test_what_of_anthropics_has_no_effect_and_what_is_refused() -> None:
+    _, _, rest = page("reference/http.md").partition("No effect on the answer of a served model")
+    ignored, _, refused = rest.partition("Not served yet")
+    assert set(re.findall(r"`(\w+)`", ignored)) == anthropic_schema.IGNORED
+    refused = refused.partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", refused)) == set(CountBody.HARMLESS)
+
+
+def test_what_of_responses_has_no_effect_and_what_is_refused() -> None:
+    _, _, rest = page("reference/http.md").partition("Fields without effect in responses")
+    ignored, _, refused = rest.partition("Not served in responses")
+    assert set(re.findall(r"and `(\w+)`", ignored)) == ResponsesBody.IGNORED - IGNORED
+    refused = refused.partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", refused)) == set(ResponsesBody.HARMLESS)
+
+
+def test_every_type_of_anthropics_is_there() -> None:
+    text = page("reference/errors.md").partition("On Anthropic's paths")[2]
+    rows = re.findall(r"^\| `(\w+)` \| ([\d, ]+) \|$", text, re.MULTILINE)
+    documented = {int(s): kind for kind, statuses in rows for s in statuses.split(",")}
+    assert documented == problems.ANTHROPIC_TYPES
 
 
 def test_every_metric_is_there() -> None:

@@ -6,12 +6,15 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import infercore
 from infercore.config import EngineConfig
 from infercore.errors import ConfigError
-from infercore_api.cli.flags import FLAGS, TGI_ONLY, Flag
+from infercore_api.cli.flag import TGI_ONLY, Flag
+from infercore_api.cli.flags import FLAGS
+from infercore_api.router.api_keys import check_key, read_keys
 from infercore_api.router.options import RouterOptions
 from infercore_api.supervisor.serve import ServeOptions
 
@@ -45,10 +48,14 @@ def serve_options(values: Mapping[str, Any]) -> ServeOptions:
     if hub_cache := serve.pop("hub_cache", None):
         os.environ["HF_HUB_CACHE"] = hub_cache  # the engine inherits it
     router.setdefault("model_names", [engine["model"]])
+    _check_keys(router)
+    _check_routes(router)
+    config = _engine_config(engine)
+    router.setdefault("stall_timeout", 2 * config.step_timeout)
     options = RouterOptions(
         version=infercore.__version__, **{n: _frozen(value) for n, value in router.items()}
     )
-    return ServeOptions(engine=_engine_config(engine), router=asdict(options), **serve)
+    return ServeOptions(engine=config, router=asdict(options), **serve)
 
 
 def parse_size(flag: str, text: str) -> int:
@@ -61,6 +68,23 @@ def parse_size(flag: str, text: str) -> int:
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_keys(router: dict[str, Any]) -> None:
+    """Refuse unusable keys before anything loads."""
+    for key in router.get("api_keys", ()):
+        check_key(key, "--api-key")
+    if "api_key_file" in router:
+        file = Path(router["api_key_file"]).absolute()
+        read_keys(file)
+        router["api_key_file"] = str(file)
+
+
+def _check_routes(router: Mapping[str, Any]) -> None:
+    for name in ("vertex_predict_route", "vertex_health_route"):
+        route = router.get(name, "/")
+        if _ROUTE.fullmatch(route) is None:
+            raise ConfigError(f"{_FLAG_NAMES[f'router.{name}']} {route!r} is no path")
 
 
 def _say_about(flag: Flag, value: Any) -> None:
@@ -95,6 +119,7 @@ def _engine_config(fields: Mapping[str, Any]) -> EngineConfig:
 
 
 _FLAG_NAMES = {flag.field: f"--{flag.name}" for flag in reversed(FLAGS)}
+_ROUTE = re.compile(r"/[\w./:@~-]*")
 _FIELD = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
 
 

@@ -3,7 +3,8 @@
 import sys
 from itertools import groupby
 
-from infercore_api.cli.flags import FLAGS, TGI_ONLY, Flag
+from infercore_api.cli.flag import TGI_ONLY, Flag
+from infercore_api.cli.flags import FLAGS
 
 _HEAD = """# infercore serve
 
@@ -35,9 +36,9 @@ def flags_markdown() -> str:
 
 def _row(flag: Flag) -> str:
     names = ", ".join(f"`{spelling}`" for spelling in flag.spellings)
-    variable = f"`{flag.env}`" if flag.env else ""
+    variables = ", ".join(f"`{variable}`" for variable in flag.env.split())
     default = "" if flag.default is None else f"`{str(flag.default).lower()}`"
-    return f"| {names} | {variable} | {default} | {flag.help} |\n"
+    return f"| {names} | {variables} | {default} | {flag.help} |\n"
 
 
 if __name__ == "__main__":

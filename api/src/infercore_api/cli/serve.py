@@ -6,7 +6,8 @@ from typing import Any
 
 import typer
 
-from infercore_api.cli.flags import FLAGS, Flag
+from infercore_api.cli.flag import Flag
+from infercore_api.cli.flags import FLAGS
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -47,7 +48,7 @@ def _option(flag: Flag) -> Any:
     return typer.Option(
         flag.default,
         *flag.spellings,
-        envvar=flag.env or None,
+        envvar=flag.env.split() or None,
         help=flag.help,
         rich_help_panel=flag.section,
         show_default=flag.default is not None and flag.kind is not bool,

@@ -96,6 +96,7 @@ class _EngineCollector(Collector):
             ("infercore_cached_prompt_tokens", "Of them, cached", stats.cached_tokens),
             ("infercore_generated_tokens", "Tokens generated", stats.generated_tokens),
             ("infercore_dropped_tokens", "Tokens computed for nothing", stats.dropped_tokens),
+            ("infercore_padded_tokens", "Tokens that fill planned shapes", stats.padded_tokens),
             ("infercore_preemptions", "Sequences preempted", stats.preemptions),
             ("infercore_failed_steps", "Steps that failed", stats.failed_steps),
             ("infercore_engine_own_seconds", "Step loop without the executor", stats.own_seconds),

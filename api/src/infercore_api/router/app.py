@@ -19,7 +19,7 @@ from infercore_api.router.access import Authorization, HostCheck, open_routes
 from infercore_api.router.api_keys import ApiKeys
 from infercore_api.router.middleware import BodyLimit, RequestContext
 from infercore_api.router.options import RouterOptions
-from infercore_api.router.problems import problem_of
+from infercore_api.router.problems import NestedError, documented, problem_of
 from infercore_api.router.state import RouterState
 
 
@@ -56,7 +56,7 @@ def create_app(state: RouterState, register_routes: RegisterRoutes) -> FastAPI:
         """Metrics in Prometheus' text format."""
         return Response(state.metrics.render(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/capabilities", tags=["operations"])
+    @app.get("/v1/capabilities", tags=["operations"], responses=documented(NestedError))
     async def capabilities() -> JSONResponse:
         """What the backend declares, as conformance reports show it."""
         info = state.info

@@ -116,6 +116,11 @@ class Choice:
         return "".join(self.texts)
 
     @property
+    def stop_string(self) -> str | None:
+        """The stop text that ended it, None if it ended otherwise."""
+        return self._detokenizer.stop_string
+
+    @property
     def mean_logprob(self) -> float:
         """What candidates are compared by; needs log-probabilities of the choices."""
         return self.logprob_sum / max(1, len(self.output_ids))

@@ -1,6 +1,5 @@
-"""The ASGI stack around the routes: request id and access log, authorization, body limits."""
+"""The ASGI stack around the routes: request id and access log, body limits."""
 
-import hmac
 import re
 import time
 import uuid
@@ -9,7 +8,7 @@ from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infercore_api.observability.logs import RequestRecord, log_access
-from infercore_api.router.problems import problem_of
+from infercore_api.router.problems import problem_of, speaks_anthropic
 
 _PLAIN_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -30,12 +29,15 @@ class RequestContext:
         record = RequestRecord(_request_id(scope), scope["method"], scope["path"])
         # `send` itself is for events of a stream: each layer above would cost a call per token
         scope.setdefault("state", {}).update(record=record, send=send)
-        id_header = (b"x-request-id", record.request_id.encode())
+        names = [b"x-request-id"]
+        if speaks_anthropic(scope["path"]):
+            names.append(b"request-id")  # where its clients look
+        id_headers = [(name, record.request_id.encode()) for name in names]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message["headers"], id_header]
+                message["headers"] = [*message["headers"], *id_headers]
             await send(message)
 
         try:
@@ -43,36 +45,6 @@ class RequestContext:
         finally:
             record.seconds = time.monotonic() - record.started
             log_access(record)
-
-
-class Authorization:
-    """Refuses POST requests without the key, as `Authorization: Bearer KEY` or `x-api-key: KEY`.
-
-    A request that carries both must have both right, so that no proxy and server differ.
-    """
-
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
-        self.app = app
-        self._key = api_key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and not self._allows(scope):
-            error = HTTPException(
-                401,
-                "The API key is missing or wrong; send it as `Authorization: Bearer KEY`",
-                {"www-authenticate": "Bearer"},
-            )
-            await problem_of(error).response(scope["path"])(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-
-    def _allows(self, scope: Scope) -> bool:
-        headers = dict(scope["headers"])
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        given = [token.strip()] if scheme.lower() == b"bearer" else []
-        if b"x-api-key" in headers:
-            given.append(headers[b"x-api-key"])
-        return bool(given) and all(hmac.compare_digest(each, self._key) for each in given)
 
 
 class BodyLimit:

@@ -10,7 +10,13 @@ from infercore.engine.request import FinishReason, TokenLogprobs
 from infercore.errors import RequestError
 from infercore_api.router.choice import Choice, Prompt, choices_of
 from infercore_api.router.generation import Collector, Generation
-from infercore_api.router.openai_reply import FINISH_REASONS, Envelope, chat_logprobs, usage
+from infercore_api.router.openai_reply import (
+    FINISH_REASONS,
+    Envelope,
+    chat_logprobs,
+    usage,
+    usage_tail,
+)
 from infercore_api.router.openai_schema import ChatBody
 from infercore_api.router.serving import serve_stream, serve_whole
 from infercore_api.router.state import RouterState
@@ -83,6 +89,7 @@ class ChatEvents:
         self._tokenizer = state.tokenizer
         self._generation = generation
         self._usage = body.stream_options.include_usage
+        self._continuous = body.stream_options.continuous_usage_stats
         self._logprobs = body.logprobs
         self._head = Envelope.of(state, "chatcmpl", "chat.completion.chunk").head()
         self._tail = '],"usage":null}\n\n' if self._usage else "]}\n\n"
@@ -107,12 +114,13 @@ class ChatEvents:
             self._push(choice.index, text, shown, ended)
 
     def _push(self, index: int, text: str, logprobs: str, reason: str, role: str = "null") -> None:
+        tail = usage_tail(self._generation) if self._continuous else self._tail
         self.stream.push(
             f'{self._head}{{"index":{index},"delta":{{"role":{role},"content":{quoted(text)},'
-            f'"tool_calls":null}},"logprobs":{logprobs},"finish_reason":{reason}}}{self._tail}'
+            f'"tool_calls":null}},"logprobs":{logprobs},"finish_reason":{reason}}}{tail}'
         )
 
     def on_done(self, error: RequestError | None) -> None:
         if error is None and self._usage:
-            self.stream.push(f'{self._head}],"usage":{json.dumps(usage(self._generation))}}}\n\n')
+            self.stream.push(self._head + usage_tail(self._generation))
         self.stream.end(error)

@@ -17,6 +17,7 @@ from infercore_api.router.openai_reply import (
     Envelope,
     best,
     usage,
+    usage_tail,
 )
 from infercore_api.router.openai_schema import CompletionBody
 from infercore_api.router.serving import serve_stream, serve_whole
@@ -114,6 +115,7 @@ class CompletionEvents:
         self._generation = generation
         self._body = body
         self._usage = body.stream_options.include_usage
+        self._continuous = body.stream_options.continuous_usage_stats
         self._offsets: dict[int, int] = {}
         self._head = Envelope.of(state, "cmpl", "text_completion").head()
         self._tail = '],"usage":null}\n\n' if self._usage else "]}\n\n"
@@ -150,12 +152,13 @@ class CompletionEvents:
         self._push(choice.index, choice.prompt.text, shown, "null")
 
     def _push(self, index: int, text: str, logprobs: str, reason: str) -> None:
+        tail = usage_tail(self._generation) if self._continuous else self._tail
         self.stream.push(
             f'{self._head}{{"index":{index},"text":{quoted(text)},"logprobs":{logprobs},'
-            f'"finish_reason":{reason}}}{self._tail}'
+            f'"finish_reason":{reason}}}{tail}'
         )
 
     def on_done(self, error: RequestError | None) -> None:
         if error is None and self._usage:
-            self.stream.push(f'{self._head}],"usage":{json.dumps(usage(self._generation))}}}\n\n')
+            self.stream.push(self._head + usage_tail(self._generation))
         self.stream.end(error)

@@ -61,6 +61,11 @@ def usage(generation: Generation) -> dict[str, Any]:
     }
 
 
+def usage_tail(generation: Generation) -> str:
+    """The end of an event, after its list of choices: the usage as of now."""
+    return f'],"usage":{json.dumps(usage(generation))}}}\n\n'
+
+
 def finite(logprob: float) -> float:
     """OpenAI's number for what is impossible: JSON has no infinity."""
     return logprob if math.isfinite(logprob) else -9999.0

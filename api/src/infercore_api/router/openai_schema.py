@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from infercore.errors import InvalidRequest
 from infercore.sampling import SamplingParams
-from infercore_api.router.validation import Body, Limits
+from infercore_api.router.validation import Body, ExactBody, Limits
 
 IGNORED = frozenset(
     {
@@ -34,17 +34,14 @@ class StreamOptions(Body):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class OpenAIBody(Body):
-    """What chats and completions have in common. A field that is not known is refused by name.
+class OpenAIBody(ExactBody):
+    """What chats and completions have in common."""
 
-    HARMLESS: {field that is not served: values that change nothing}.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
-    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    IGNORED: ClassVar[frozenset[str]] = IGNORED
 
     model: str = ""
     max_tokens: int | None = None
@@ -67,21 +64,6 @@ class OpenAIBody(Body):
     ignore_eos: bool = False
     stop_token_ids: list[int] = Field(default_factory=list)
     include_stop_str_in_output: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_harmless(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        kept = {}
-        for name, value in data.items():
-            harmless = cls.HARMLESS.get(name)
-            if name in IGNORED or value is None or (harmless is not None and value in harmless):
-                continue
-            if harmless is not None:
-                raise InvalidRequest(f"`{name}` is not supported by this server yet", name)
-            kept[name] = value
-        return kept
 
     @property
     def stops(self) -> list[str]:

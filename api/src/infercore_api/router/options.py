@@ -1,6 +1,6 @@
 """RouterOptions: what the operator chose for the HTTP side."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +16,12 @@ class RouterOptions:
     validation_workers: threads that tokenize.
     write_timeout: seconds that a client may leave its stream unread before it is aborted.
     keep_alive: seconds of silence in a stream before a comment is sent.
-    api_key: bearer token that POST requests must carry; None = none.
-    cors_allow_origin: origins for browsers; () = any.
+    stall_timeout: seconds of the engine with work and without a step before it is not alive.
+    api_keys: one of them must come with every request, except for health; () = none is asked for.
+    api_key_file: file of further keys, looked at again while the server runs.
+    vertex_predict_route, vertex_health_route: paths of Vertex AI's own choice, None = no others.
+    allowed_hosts: names that the Host header may have; () = any.
+    cors_allow_origin: origins of pages that browsers let call the server; "*" = any.
     """
 
     model_names: tuple[str, ...]
@@ -31,5 +35,10 @@ class RouterOptions:
     validation_workers: int = 2
     write_timeout: float = 30.0
     keep_alive: float = 15.0
-    api_key: str | None = None
+    stall_timeout: float = 120.0
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_key_file: str | None = None
+    vertex_predict_route: str | None = None
+    vertex_health_route: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
     cors_allow_origin: tuple[str, ...] = ()

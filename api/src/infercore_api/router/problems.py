@@ -1,13 +1,14 @@
 """Problems: one description of every refusal, told in the dialect of the path.
 
 TGI's paths answer `{"error", "error_type"}`, OpenAI's (`/v1/...`)
-`{"error": {"message", "type", "param", "code"}}`, in streams too.
+`{"error": {"message", "type", "param", "code"}}`, Anthropic's (`/v1/messages`)
+`{"type": "error", "error": {"type", "message"}}`, in streams too.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -66,6 +67,7 @@ _MESSAGES = {  # instead of pydantic's, which speak of Python
 _HTTP_NAMES = {
     400: "bad_request",
     401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     413: "payload_too_large",
@@ -73,11 +75,38 @@ _HTTP_NAMES = {
 }
 
 
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    405: "invalid_request_error",
+    429: "rate_limit_error",
+}
+"""{status: type of Anthropic's}; where none is named it is api_error."""
+
+
 class FlatError(BaseModel):
     """An error on TGI's paths."""
 
     error: str
     error_type: str
+
+
+class AnthropicErrorObject(BaseModel):
+    """What went wrong, on Anthropic's paths."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """An error on Anthropic's paths."""
+
+    type: Literal["error"]
+    error: AnthropicErrorObject
 
 
 class ErrorObject(BaseModel):
@@ -95,7 +124,9 @@ class NestedError(BaseModel):
     error: ErrorObject
 
 
-def documented(model: type[FlatError | NestedError]) -> dict[int | str, dict[str, Any]]:
+def documented(
+    model: type[FlatError | NestedError | AnthropicError],
+) -> dict[int | str, dict[str, Any]]:
     """The answers of a route that did not succeed, for the API's document."""
     return {
         "4XX": {"model": model, "description": "The request is refused; the message says why"},
@@ -117,10 +148,15 @@ class Problem:
         return self.row.error_type
 
     def status(self, path: str) -> int:
-        return self.row.openai_status if speaks_openai(path) else self.row.status
+        flat = not speaks_openai(path) and not speaks_anthropic(path)
+        return self.row.status if flat else self.row.openai_status
 
     def body(self, path: str) -> str:
         """The error as one line of JSON."""
+        if speaks_anthropic(path):
+            kind = ANTHROPIC_TYPES.get(self.row.openai_status, "api_error")
+            inner = {"type": kind, "message": self.message}
+            return json.dumps({"type": "error", "error": inner})
         if not speaks_openai(path):
             text = self.row.text.format(self.message)
             return json.dumps({"error": text, "error_type": self.row.error_type})
@@ -135,6 +171,11 @@ class Problem:
             }
         )
 
+    def event(self, path: str) -> str:
+        """The error as a framed event, for a stream that has begun."""
+        name = "event: error\n" if speaks_anthropic(path) else ""
+        return f"{name}data: {self.body(path)}\n\n"
+
     def response(self, path: str) -> Response:
         return Response(
             self.body(path), self.status(path), dict(self.headers), media_type="application/json"
@@ -142,8 +183,13 @@ class Problem:
 
 
 def speaks_openai(path: str) -> bool:
-    """Whether errors on this path have OpenAI's shape."""
-    return path.startswith("/v1/")
+    """Whether this path is OpenAI's: its errors are nested, its streams end with `[DONE]`."""
+    return path.startswith("/v1/") and not speaks_anthropic(path)
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Whether this path is Anthropic's: its errors have a type, its events a name."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def problem_of(error: BaseException) -> Problem:

@@ -8,7 +8,9 @@ from typing import Protocol
 from fastapi import Request, Response
 
 from infercore_api.observability.logs import RequestRecord
-from infercore_api.router.generation import Collector, Generation, Listener, Prompt
+from infercore_api.router.choice import Listener, Prompt
+from infercore_api.router.generation import Collector, Generation
+from infercore_api.router.reply_headers import stream_headers, whole_headers
 from infercore_api.router.state import RouterState
 from infercore_api.router.streaming import ClientLeft, EventStream, disconnected
 
@@ -38,7 +40,9 @@ async def serve_whole(
             collector = Collector()
             generation.start(prompts, collector)
             await _unless_client_leaves(collector, request)
-            return reply(generation, collector)
+            response = reply(generation, collector)
+            response.headers.update(whole_headers(generation, state.info.backend))
+            return response
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
@@ -49,16 +53,16 @@ async def serve_stream(
     permits: int,
     prepare: Callable[[], Sequence[Prompt]],
     formatter: Callable[[Generation], EventFormatter],
-    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> Response:
     """Generate, and answer with a stream of events, which closes the generation at its end."""
     with ExitStack() as cleanup:
         generation = cleanup.enter_context(state.generator.open(permits, record_of(request)))
         prompts = await state.workers.run(prepare)
         listener = formatter(generation)
+        headers = stream_headers(prompts, state.info.backend)
         stream = EventStream(
             generation,
-            list(headers),
+            [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
             keep_alive=state.options.keep_alive,
             write_timeout=state.options.write_timeout,
         )

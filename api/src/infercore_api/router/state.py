@@ -1,6 +1,8 @@
 """RouterState: all that the HTTP routes share. It is built once, by the router's `main`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from infercore.engine.info import EngineInfo
 from infercore.errors import EngineUnavailable, InvalidRequest
@@ -10,6 +12,7 @@ from infercore_api.observability.metrics import Metrics
 from infercore_api.router.engine_client import EngineClient
 from infercore_api.router.generation import Generator
 from infercore_api.router.options import RouterOptions
+from infercore_api.router.step_watch import StepWatch
 from infercore_api.router.validation import Limits, Workers
 
 # what clients send when they were not told a name
@@ -18,15 +21,20 @@ _ANY_MODEL = frozenset({"", "tgi", "dummy"})
 
 @dataclass(slots=True)
 class RouterState:
-    """One engine, one model's texts, one set of options, and what is built from them."""
+    """One engine, one model's texts, one set of options, and what is built from them.
+
+    tokenizer_info: what `/tokenizer_info` answers.
+    """
 
     engine: EngineClient
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     options: RouterOptions
+    tokenizer_info: Mapping[str, Any] = field(default_factory=dict)
     metrics: Metrics = field(init=False)
     generator: Generator = field(init=False)
     workers: Workers = field(init=False)
+    step_watch: StepWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.engine)
@@ -34,6 +42,7 @@ class RouterState:
             self.engine, self.tokenizer, self.metrics, self.options.max_concurrent_requests
         )
         self.workers = Workers(self.options.validation_workers)
+        self.step_watch = StepWatch(self.engine)
 
     @property
     def info(self) -> EngineInfo:

@@ -148,7 +148,7 @@ class EventStream(Response):
     def _tail(self, path: str) -> str:
         error = ""
         if self._error is not None:
-            error = f"data: {problem_of(self._error).body(path)}\n\n"
+            error = problem_of(self._error).event(path)
         return error + (DONE if speaks_openai(path) else "")
 
     async def _something(self) -> None:

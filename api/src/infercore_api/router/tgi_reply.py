@@ -1,8 +1,7 @@
-"""Replies of TGI's routes: whole ones as objects, streams as events, both with its headers."""
+"""Replies of TGI's routes: whole ones as objects, streams as events."""
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from json.encoder import encode_basestring as quoted
 from typing import Any
@@ -12,7 +11,8 @@ from fastapi import Response
 from infercore.engine.request import FinishReason, TokenLogprobs
 from infercore.errors import RequestError
 from infercore.text.tokenizer import Tokenizer
-from infercore_api.router.generation import Choice, Collector, Generation
+from infercore_api.router.choice import Choice
+from infercore_api.router.generation import Collector, Generation
 from infercore_api.router.streaming import EventStream
 from infercore_api.router.tgi_schema import Parameters
 
@@ -21,39 +21,6 @@ FINISH_REASONS = {
     FinishReason.EOS: "eos_token",
     FinishReason.STOP: "stop_sequence",
 }
-
-
-def compute_type(backend: str) -> str:
-    """The header `x-compute-type`; operators set it by the variable that TGI reads."""
-    return os.environ.get("COMPUTE_TYPE", backend)
-
-
-def stream_headers(backend: str, characters: int) -> list[tuple[bytes, bytes]]:
-    """What is known before the first token."""
-    return [
-        (b"x-compute-type", compute_type(backend).encode("latin-1", "replace")),
-        (b"x-compute-characters", str(characters).encode()),
-    ]
-
-
-def whole_headers(generation: Generation, backend: str, characters: int) -> dict[str, str]:
-    """TGI's headers of a whole reply; times in milliseconds, `x-compute-time` in seconds."""
-    total = generation.ended - generation.record.started
-    milliseconds = {
-        "x-total-time": total,
-        "x-validation-time": generation.validation_seconds,
-        "x-queue-time": generation.queue_seconds,
-        "x-inference-time": generation.inference_seconds,
-        "x-time-per-token": generation.seconds_per_token,
-    }
-    return {
-        "x-compute-type": compute_type(backend),
-        "x-compute-time": f"{total:.6f}",
-        "x-compute-characters": str(characters),
-        **{name: str(round(seconds * 1000)) for name, seconds in milliseconds.items()},
-        "x-prompt-tokens": str(generation.prompt_tokens),
-        "x-generated-tokens": str(generation.generated_tokens),
-    }
 
 
 class Tokens:

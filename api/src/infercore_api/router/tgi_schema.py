@@ -40,7 +40,7 @@ class Parameters(Body):
         asking = {"temperature", "top_k", "top_p", "typical_p"}
         return not asking.isdisjoint(self.model_fields_set)
 
-    def check(self, limits: Limits, *, stream: bool) -> None:
+    def check(self, inputs: str, limits: Limits, *, stream: bool) -> None:
         """Refuse what breaks a rule, in TGI's order and words."""
         limits.check_best_of(self.best_of)
         if stream and self.best_of > 1:
@@ -52,6 +52,8 @@ class Parameters(Body):
         if self.best_of > 1 and self.seed is not None:
             _refuse("seed", "`seed` must not be set when `best_of` > 1")
         limits.check_top_n(self.top_n_tokens)
+        if not inputs:
+            _refuse("inputs", "`inputs` cannot be empty")
         if self.truncate is not None and not 0 < self.truncate <= limits.input_len:
             _refuse(
                 "truncate",
@@ -120,13 +122,6 @@ class CompatBody(GenerateBody):
     """Body of `/`."""
 
     stream: bool = False
-
-
-class TokenizeBody(Body):
-    """Body of `/tokenize`."""
-
-    inputs: str
-    add_special_tokens: bool = True
 
 
 def _refuse(param: str, message: str) -> None:

@@ -1,10 +1,10 @@
 """Limits: the one table that every front end checks a request against, and the steps around it."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -30,6 +30,34 @@ class Body(BaseModel):
         return {name: value for name, value in data.items() if value is not None}
 
 
+class ExactBody(Body):
+    """A body in which a field that is not known is refused by name.
+
+    IGNORED: fields that change nothing about the answer of a served model.
+    HARMLESS: {field that is not served: values that change nothing}.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+    HARMLESS: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_harmless(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kept = {}
+        for name, value in data.items():
+            harmless = cls.HARMLESS.get(name)
+            if name in cls.IGNORED or value is None or (harmless is not None and value in harmless):
+                continue
+            if harmless is not None:
+                raise InvalidRequest(f"`{name}` is not supported by this server yet", name)
+            kept[name] = value
+        return kept
+
+
+MAX_STOP_LENGTH = 1000  # characters; a table is made of each, where nothing else may take long
 MAX_DEPTH = 64  # of lists and objects in one field; what walks them later may recurse
 
 
@@ -95,11 +123,19 @@ class Limits:
                 f"`best_of` must be > 0 and <= {self.best_of}. Given: {best_of}", "best_of"
             )
 
-    def check_stop(self, stop: Sequence[str]) -> None:
+    def check_stop(self, stop: Sequence[str], param: str = "stop") -> None:
         if len(stop) > self.stop_sequences:
             raise InvalidRequest(
-                f"`stop` supports up to {self.stop_sequences} stop sequences. Given: {len(stop)}",
-                "stop",
+                f"`{param}` supports up to {self.stop_sequences} stop sequences. "
+                f"Given: {len(stop)}",
+                param,
+            )
+        longest = max(map(len, stop), default=0)
+        if longest > MAX_STOP_LENGTH:
+            raise InvalidRequest(
+                f"`{param}`: a stop sequence may have up to {MAX_STOP_LENGTH} characters. "
+                f"Given: {longest}",
+                param,
             )
 
     def check_top_n(self, count: int, param: str = "top_n_tokens") -> None:
@@ -128,9 +164,14 @@ class Limits:
                 param,
             )
 
-    def fit(self, num_prompt: int, max_tokens: int | None, param: str = "inputs") -> int:
-        """The most tokens to generate after `num_prompt`; all that fit if None were asked for."""
-        name = "max_new_tokens" if param == "inputs" else "max_tokens"
+    def fit(
+        self, num_prompt: int, max_tokens: int | None, param: str = "inputs", name: str = ""
+    ) -> int:
+        """The most tokens to generate after `num_prompt`; all that fit if None were asked for.
+
+        param, name: the fields that hold the prompt and `max_tokens`.
+        """
+        name = name or ("max_new_tokens" if param == "inputs" else "max_tokens")
         if num_prompt == 0:
             raise InvalidRequest(f"`{param}` cannot be empty", param)
         if max_tokens is not None and num_prompt + max_tokens > self.total_len:

@@ -158,8 +158,8 @@ def _limits(options: ServeOptions) -> str:
 
 
 def _auth(options: ServeOptions) -> str:
-    if options.router["api_key"]:
-        return "POST needs the API key"
+    if options.router["api_keys"] or options.router["api_key_file"]:
+        return "every request but those for health needs an API key"
     if options.hostname in ("127.0.0.1", "localhost", "::1"):
         return "none; only this machine can connect"
     return "none: ANYONE who reaches this address can use the model; set --api-key"
