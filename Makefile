@@ -17,7 +17,7 @@ DEV     := $(VENV)/dev-$(BACKEND)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve dev test check check-all format lint mypy pyright imports wheels bench clean
+.PHONY: help serve dev test check check-all format lint mypy pyright imports wheels conformance bench clean
 
 help: ## show the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -53,6 +53,9 @@ imports: $(DEV)
 wheels: $(DEV) ## build every room's wheel into dist/
 	rm -rf dist
 	for room in $(ALL); do $(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist $$room || exit; done
+
+conformance: $(DEV) ## does a backend keep the contract? BACKEND=cpu; ARGS passes options
+	@exec $(BIN)/infercore conformance run --backend $(BACKEND) $(ARGS)
 
 bench: $(SERVING) ## measure offline and over HTTP; ARGS passes options
 	@exec $(BIN)/infercore bench --backend $(BACKEND) $(ARGS)

@@ -21,8 +21,8 @@ VENDORS = (
     "mps musa nccl neuron npu nvidia rccl rocm tpu trainium xla xpu"
 )
 VENDOR = re.compile(rf"(?<![a-z])({'|'.join(VENDORS.split())})(?![a-z])", re.IGNORECASE)
-# TGI's flags have these names; they are accepted and do nothing
-COMPATIBLE = {"cuda-graphs", "cuda-memory-fraction"}
+# TGI's flags, which are accepted and do nothing, and a format's name in its files
+COMPATIBLE = {"cuda-graphs", "cuda-memory-fraction", "intel/auto-round"}
 
 
 def run(code: str) -> str:
@@ -75,7 +75,8 @@ def test_the_public_names_are_there() -> None:
 
 
 def sources() -> list[Path]:
-    folders = (ROOT / "core" / "src", ROOT / "api" / "src")
+    rooms = ("core", "quantization", "api", "conformance", "backends/sim")
+    folders = [ROOT / room / "src" for room in rooms]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     return [file for file in files if file.suffix in (".py", ".pyi", ".proto", ".jinja")]
 

@@ -13,7 +13,7 @@ from infercore_conformance.subject import Subject
 # libraries whose version changes numbers or speed; those that are not installed are left out
 PACKAGES = ("core", "numpy", "torch", "jax", "jaxlib", "safetensors", "pytest")
 # prefixes of environment variables that do the same; never all variables, some are secrets
-VARIABLES = ("OMP_", "MKL_", "KMP_", "OPENBLAS_", "TORCH_", "XLA_", "JAX_")
+VARIABLES = ("OMP_", "MKL_", "KMP_", "OPENBLAS_", "TORCH_", "JAX_")
 
 
 def subject_facts(subject: Subject) -> dict[str, Any]:

@@ -186,11 +186,12 @@ class PagedAttention(Attention):
         self.ops.kv_write(values.view(-1, values.shape[-1]), plan.write, v)
         out = torch.empty_like(q)
         for tile in plan.tiles:
-            out[tile.tokens] = self._attend(layer, q[tile.tokens], keys, values, tile)
+            attended = self._attend(layer, q[tile.tokens], keys, values, tile)
+            out[tile.tokens] = attended.to(out.dtype)
         return out
 
     def _attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, tile: Tile) -> Tensor:
-        """q [rows · M, H, D] → the same shape."""
+        """q [rows · M, H, D] → float32 of the same shape."""
         spec = self.specs[layer]
         kv, dim = spec.num_kv_heads, spec.head_dim
         shared = spec.num_heads // kv

@@ -1,0 +1,1 @@
+"""Every operation that a Backend computes, against its float32 definition."""

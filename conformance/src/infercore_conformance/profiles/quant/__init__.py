@@ -1,0 +1,1 @@
+"""Every weight kind that a Backend packs, whole and in shares, against its dequantized matrix."""
