@@ -1,22 +1,27 @@
-"""The CPU as a Backend, on torch's own operations."""
+"""The CPU as a Backend: native matrix products, and torch's operations for the rest."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
 
-from infercore.backend import Backend, PackedLinear
+from infercore.backend import Attention, Backend, PackedLinear
 from infercore.capabilities import FULL, Capabilities, Capability, Support
-from infercore.executor import Executor, ExecutorConfig, Probe
-from infercore.kinds import Kind
-from infercore_cpu import host
+from infercore.executor import Executor, ExecutorConfig, KVGroup, Probe
+from infercore.kinds import Dense, Kind
+from infercore.model_spec import AttentionSpec
+from infercore_cpu import host, native
 
 if TYPE_CHECKING:
     import torch
 
+    from infercore.layers.ops import Ops
+
 TORCH = ((2, 11), (2, 14))  # first version that was tested, first that was not
 SHARE = 0.9  # of the memory that is available at the start, where no budget is given
+
+NATIVE_KINDS = ("dense", "int_grouped", "codebook4")
 
 # Without one of these instruction sets torch multiplies the dtype many times slower than float32.
 NATIVE: Mapping[str, frozenset[str]] = {
@@ -28,8 +33,9 @@ NATIVE: Mapping[str, frozenset[str]] = {
 class CpuBackend(Backend):
     """Any CPU that torch runs on. One rank, which uses all threads.
 
-    Where the CPU cannot multiply a 16-bit dtype, its weights are widened to float32 at load, which
-    takes twice the memory, and computed in float32; the KV cache keeps the dtype.
+    Weights keep the dtype or the codes that they are stored in, and are widened in registers.
+    Where the CPU cannot multiply a 16-bit dtype, activations are float32; the KV cache keeps the
+    dtype. Without native kernels such weights are widened at load, which takes more memory.
     """
 
     name: ClassVar[str] = "cpu"
@@ -62,9 +68,14 @@ class CpuBackend(Backend):
     def configure(self, config: ExecutorConfig) -> None:
         import torch
 
-        torch.set_num_threads(config.threads or host.cpu_count())
-        native = NATIVE.get(config.dtype)
-        if native is not None and not native & host.cpu_flags():
+        threads = config.threads or host.cpu_count()
+        torch.set_num_threads(threads)
+        lib = native.library()
+        if lib is not None:
+            lib.infercore_set_threads(threads)
+        self._stored_dtype = config.dtype  # of dense weights that the checkpoint has in a wider one
+        flags = NATIVE.get(config.dtype)
+        if flags is not None and not flags & host.cpu_flags():
             config = replace(config, dtype="float32")
         self._before = host.private_memory()
         super().configure(config)
@@ -77,21 +88,43 @@ class CpuBackend(Backend):
     def peak_memory(self) -> int:
         return max(0, host.peak_private_memory() - self._before)
 
-    def pack(self, kind: Kind) -> PackedLinear:
-        from infercore_cpu.linear import CpuLinear
+    def ops(self) -> "Ops":
+        from infercore_cpu.ops import CpuOps
 
-        return CpuLinear(kind, self.device(0), self.config.dtype)
+        lib = native.library()
+        return super().ops() if lib is None else CpuOps(lib)
+
+    def attention(self, group: KVGroup, specs: Sequence[AttentionSpec]) -> Attention:
+        from infercore_cpu.attention import NativeAttention, supports
+
+        lib = native.library()
+        if lib is None or not supports(group, specs):
+            return super().attention(group, specs)
+        return NativeAttention(group, specs, self.config, lib)
+
+    def pack(self, kind: Kind) -> PackedLinear:
+        from infercore_cpu.linear import CpuLinear, native_linear
+
+        lib = native.library()
+        if lib is None:
+            return CpuLinear(kind, self.device(0), self.config.dtype)
+        return native_linear(lib, kind, self._stored_dtype)
 
     def pack_head(self, kind: Kind) -> PackedLinear:
-        from infercore_cpu.linear import CpuLinear
+        from infercore_cpu.linear import CpuLinear, native_linear
 
-        return CpuLinear(kind, self.device(0), "float32")
+        lib = native.library()
+        if lib is None or (isinstance(kind, Dense) and kind.dtype == "float32"):
+            # a tied embedding shares torch's matrix, where both are float32
+            return CpuLinear(kind, self.device(0), "float32")
+        return native_linear(lib, kind, "float32")
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
             dtypes=("bfloat16", "float32", "float16"),
             kv_dtypes=("auto", "float32", "bfloat16", "float16"),
             block_sizes=(16, 32, 64, 128),
+            weight_kinds=("dense",) if native.library() is None else NATIVE_KINDS,
             batch_tokens=512,  # a longer chunk of a prompt keeps other streams waiting for seconds
             max_in_flight=2,
             late_inputs=FULL,

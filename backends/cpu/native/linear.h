@@ -1,0 +1,76 @@
+// Matrix products y = x Wᵀ over weights in panels of 16 outputs.
+//
+// A panel holds its 16 rows of W in lines of 64 bytes, one after another along K. Line i is 16
+// words of 32 bits, one per output; a word holds the next `steps` columns of that output:
+//   float32           1 column
+//   bfloat16          2 columns, the first in the low half
+//   codes of 8 bits   4 columns, the first in the lowest byte
+//   codes of 4 bits   8 columns: 0..3 in the low halves of the bytes, 4..7 in the high halves
+// Only float16 lines hold 2 columns one after the other, 16 halves each.
+// N is filled up to 16 and K to `steps` with zeros, which meet zeros of x.
+//
+// Every output is one chain of multiply-adds in float32, in the panel's order. Whatever splits the
+// work, by rows of x, by panels or by threads, leaves that chain as it is, and so every bit.
+#pragma once
+
+#include <cstdint>
+
+namespace infercore {
+
+constexpr int PANEL = 16;       // outputs of a panel
+constexpr int LINE_BYTES = 64;  // of one line of a panel
+
+enum LinearKind : int32_t {
+    FLOAT32 = 0,
+    BFLOAT16 = 1,
+    FLOAT16 = 2,
+    INT8 = 3,
+    INT4 = 4,
+    CODEBOOK4 = 5,
+    PAIRS = 6,  // no weight's: that of BFLOAT16 where it meets two bfloat16 of x at once
+};
+
+// Columns in one line of a panel; for PAIRS, pairs of them.
+constexpr int steps(int32_t kind) {
+    return kind == FLOAT32 || kind == PAIRS ? 1 : kind <= FLOAT16 ? 2 : kind == INT8 ? 4 : 8;
+}
+
+// A weight; nothing of it is owned. Groups are runs of lines that share scales.
+struct LinearWeight {
+    int32_t kind;
+    int32_t n, k;                // of W
+    int32_t lines;               // of a panel
+    int32_t groups;              // 0 where weights have no scales
+    int32_t scale_kind;          // FLOAT32, BFLOAT16 or FLOAT16
+    const uint8_t* panels;       // [ceil(n / 16)][lines][64]
+    const void* scales;          // [ceil(n / 16)][groups][16]
+    const uint16_t* zeros;       // the same: W = (code − zero) · scale; null for CODEBOOK4
+    const float* table;          // [16], what a code is worth in CODEBOOK4
+    const int32_t* group_start;  // [groups + 1], first line of each group
+    const int32_t* columns;      // [lines · steps], the column of x that meets here, −1 none;
+                                 // null where that is 0, 1, 2, … and none behind the last
+};
+
+// One product. x [m, lines · steps], already in the order of `columns`: float32, or, for a weight
+// of BFLOAT16, bfloat16 in pairs as they lie in memory.
+struct LinearArgs {
+    const LinearWeight* weight;
+    const void* x;
+    int64_t x_stride;    // float32 numbers, or pairs, from one row to the next
+    void* y;             // [m, n]
+    int64_t y_stride;    // numbers from one row to the next
+    int32_t x_pairs;     // else float32
+    int32_t y_bfloat16;  // else float32
+    int32_t m;
+};
+
+}  // namespace infercore
+
+#ifdef INFERCORE_ISA
+namespace infercore::INFERCORE_ISA {
+
+// Outputs of panels [begin, end), of all m rows.
+void linear(const LinearArgs& args, int begin, int end);
+
+}  // namespace infercore::INFERCORE_ISA
+#endif
