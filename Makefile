@@ -11,7 +11,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ROOMS  := core backends/$(BACKEND) quantization api
 ALL    := $(ROOMS) $(filter-out backends/$(BACKEND),backends/sim) conformance
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
-INPUTS := pyproject.toml constraints.txt $(ALL:%=%/pyproject.toml)
+INPUTS := pyproject.toml constraints.txt $(ALL:%=%/pyproject.toml) \
+          $(wildcard backends/$(BACKEND)/native/*) $(wildcard backends/$(BACKEND)/hatch_build.py)
 SERVING := $(VENV)/serving-$(BACKEND)
 DEV     := $(VENV)/dev-$(BACKEND)
 
@@ -61,7 +62,7 @@ bench: $(SERVING) ## measure offline and over HTTP; ARGS passes options
 	@exec $(BIN)/infercore bench --backend $(BACKEND) $(ARGS)
 
 clean: ## remove what these verbs made
-	rm -rf $(VENV) .venv-wheels dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) backends/*/src/*/*.so .venv-wheels dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
