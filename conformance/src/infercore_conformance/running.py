@@ -35,7 +35,8 @@ def quiet(phase: str, done: int, total: int) -> None:
 
 def config_for(can: Capabilities, **overrides: Any) -> ExecutorConfig:
     """A small configuration that is legal for what is declared; float32 where there is a choice."""
-    dtype = "float32" if "float32" in can.dtypes else can.dtypes[0]
+    best = "float32" if "float32" in can.dtypes else can.dtypes[0]
+    dtype = overrides.get("dtype", best)
     kv_dtype = can.kv_dtypes[0]
     largest = largest_step(can.static_dimensions, MAX_SEQS, MAX_TOKENS)
     values: dict[str, Any] = {
