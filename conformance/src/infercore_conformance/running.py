@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from infercore.capabilities import Capabilities
 from infercore.engine.buckets import Buckets, largest_step, plan_buckets
 from infercore.executor import Bucket, Executor, ExecutorConfig, Handle, KVGroups
 from infercore.formats import quantization_method
-from infercore.model_folder import read_config
+from infercore.model_folder import ModelFolder
 from infercore.model_spec import ModelSpec
 from infercore.models.registry import ModelRegistry
 from infercore.step import Float32, Step, StepResult
-from infercore.worker.loader import open_weights
+from infercore.worker.loader import open_checkpoint, open_weights
 from infercore_conformance.models import VOCAB, families, formats
 from infercore_conformance.padding import PaddedHandle, padded
 from infercore_conformance.steps import Row, Stepper
@@ -159,6 +159,9 @@ def _shapes(can: Capabilities, config: ExecutorConfig) -> Sequence[Bucket]:
 
 def open_model(folder: Path) -> tuple[ModelSpec, Any]:
     """The spec and the weights of a model folder, read by the installed format that detects it."""
-    spec = ModelRegistry(families()).build(read_config(folder))
-    method = quantization_method(formats(), spec, None)
+    opened = ModelFolder.open(folder)
+    spec = ModelRegistry(families()).build(opened.config)
+    spec = replace(spec, quantization=opened.quantization())
+    stored = {} if spec.quantization else open_checkpoint(folder).shapes()
+    method = quantization_method(formats(), spec, None, stored)
     return spec, open_weights(folder, spec, method)
