@@ -18,7 +18,7 @@ DEV     := $(VENV)/dev-$(BACKEND)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve dev test check check-all format lint mypy pyright imports wheels conformance bench clean
+.PHONY: help serve dev test check check-all format lint mypy pyright imports wheels conformance defects bench clean
 
 help: ## show the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -57,6 +57,9 @@ wheels: $(DEV) ## build every room's wheel into dist/
 
 conformance: $(DEV) ## does a backend keep the contract? BACKEND=cpu; ARGS passes options
 	@exec $(BIN)/infercore conformance run --backend $(BACKEND) $(ARGS)
+
+defects: $(DEV) ## the suite over planted defects: ARGS="--named" for minutes, all of it for hours
+	PYTHONPATH=tests/defects:tests/support $(BIN)/python -m planted --jobs $(JOBS) $(ARGS)
 
 bench: $(SERVING) ## measure offline and over HTTP; ARGS passes options
 	@exec $(BIN)/infercore bench --backend $(BACKEND) $(ARGS)

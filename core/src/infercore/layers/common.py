@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype that a dtype tag names."""
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
+    """The torch dtype that a dtype tag names. Raises UnsupportedModel if this torch has none."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise UnsupportedModel(f"torch {torch.__version__} has no dtype {name}; choose another one")
     return dtype
 
 

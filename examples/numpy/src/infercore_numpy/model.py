@@ -6,6 +6,7 @@ Shapes: T tokens, E the hidden size, H heads, D the dimensions of a head.
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,12 @@ from infercore.step import Bool, Float32, Int32, Step
 
 ROPES = ("default", "linear")
 ERF = np.vectorize(math.erf, otypes=[np.float32])
-ACTIVATIONS: Mapping[str, Callable[[Float32], Float32]] = {
+# Python's own numbers, unlike NumPy's, leave float32 arrays in float32.
+ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "relu": lambda x: np.maximum(x, 0),
-    "gelu": lambda x: x / 2 * (1 + ERF(x / np.sqrt(2))),
-    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu": lambda x: x / 2 * (1 + ERF(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
 }
 
 
@@ -81,8 +83,8 @@ class Model:
         """Over the last dimension."""
         if spec.centered:
             x = x - x.mean(-1, keepdims=True)
-        y: Float32 = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(spec.eps))
-        y = y * (self.arrays[f"{spec.name}.weight"] + np.float32(spec.offset))
+        root: Any = np.sqrt(np.square(x).mean(-1, keepdims=True) + spec.eps)
+        y: Float32 = x / root * (self.arrays[f"{spec.name}.weight"] + np.float32(spec.offset))
         return y + self.arrays[f"{spec.name}.bias"] if spec.bias else y
 
     def mlp(self, x: Float32, spec: MlpSpec) -> Float32:
@@ -156,4 +158,7 @@ def require_written(spec: ModelSpec) -> None:
 
 
 def capped(scores: Float32, softcap: float | None) -> Float32:
-    return scores if softcap is None else softcap * np.tanh(scores / np.float32(softcap))
+    if softcap is None:
+        return scores
+    squashed: Any = np.tanh(scores / softcap)
+    return squashed * softcap  # type: ignore[no-any-return]
