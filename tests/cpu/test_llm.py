@@ -102,7 +102,7 @@ def test_what_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="made for 2048"):
         LLM(DEMO, max_model_len=4096)
     with pytest.raises(MemoryBudgetError, match="bytes a token"):
-        LLM(DEMO, dtype="float32", max_model_len=2048, memory_budget=60 * 2**20)
+        LLM(DEMO, dtype="float32", max_model_len=2048, memory_budget=30 * 2**20)
     with pytest.raises(ConfigError, match="abacus"):
         LLM(DEMO, backend="abacus")
 
