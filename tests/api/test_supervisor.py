@@ -36,7 +36,7 @@ def abandoned(base: Path, name: str, pid: int) -> Path:
     """A run directory as a supervisor leaves it that was killed: its lock is free."""
     directory = RunDirectory(base)
     directory.remember(name, pid)
-    left = base / "infercore-left"
+    left = base / "infercore-run-left"
     left.mkdir(0o700)
     for file in directory.path.iterdir():
         (left / file.name).write_bytes(file.read_bytes())
@@ -65,8 +65,8 @@ def test_a_process_that_only_has_a_childs_id_is_not_killed(tmp_path: Path) -> No
 
 
 def test_a_sweep_leaves_the_living_the_young_and_strangers_alone(tmp_path: Path) -> None:
-    (tmp_path / "infercore-being-made").mkdir()
-    (tmp_path / "infercore-file").touch()
+    (tmp_path / "infercore-run-being-made").mkdir()
+    (tmp_path / "infercore-run-file").touch()
     (tmp_path / "other").mkdir()
     with sleeper() as child, RunDirectory(tmp_path) as living:
         living.remember("engine", child.pid)
@@ -74,8 +74,23 @@ def test_a_sweep_leaves_the_living_the_young_and_strangers_alone(tmp_path: Path)
         assert living.path.stat().st_mode & 0o777 == 0o700
         assert child.poll() is None
         names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"infercore-being-made", "infercore-file", "other", living.path.name}
+    assert names == {"infercore-run-being-made", "infercore-run-file", "other", living.path.name}
     assert not living.path.exists()
+
+
+def test_a_sweep_removes_no_folder_of_somebody_elses(tmp_path: Path) -> None:
+    """However old, and whatever its name: without our lock only an empty one can be ours."""
+    folders = [tmp_path / "infercore-data", tmp_path / "infercore-run-data"]
+    empty = tmp_path / "infercore-run-empty"
+    for folder in (*folders, empty):
+        folder.mkdir()
+    for folder in folders:
+        (folder / "precious").write_text("mine")
+    for folder in (*folders, empty):
+        os.utime(folder, (0, 0))
+    assert sweep(tmp_path) == []
+    assert all((folder / "precious").exists() for folder in folders)
+    assert not empty.exists()
 
 
 def test_no_directory_to_meet_in_is_a_clear_refusal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
 """Where a supervisor's processes meet, and what the next start finds of one that died.
 
-A run directory, `infercore-…` with mode 0700, holds a lock that the kernel releases when the
+A run directory, `infercore-run-…` with mode 0700, holds a lock that the kernel releases when the
 supervisor dies, a list of its children, and the engine's socket.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Self
 
 from infercore.errors import ConfigError
 
-_PREFIX = "infercore-"
+_PREFIX = "infercore-run-"
 _LOCK, _CHILDREN, _SOCKET = "lock", "children.json", "engine.sock"
 _MAX_SOCKET_PATH = 100  # the kernel's limit is 108, and macOS' is 104
 _YOUNG_SECONDS = 60.0  # a directory without a lock this young is being made
@@ -70,7 +71,10 @@ def sweep(base: Path) -> list[int]:
         about = path.lstat()
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
             continue
-        if not (path / _LOCK).exists() and time.time() - about.st_mtime < _YOUNG_SECONDS:
+        if not (path / _LOCK).exists():
+            if time.time() - about.st_mtime >= _YOUNG_SECONDS:
+                with contextlib.suppress(OSError):  # it holds something, so it is not ours
+                    path.rmdir()
             continue
         lock = _lock(path / _LOCK)
         if lock is None:
