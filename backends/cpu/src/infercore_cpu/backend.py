@@ -130,9 +130,11 @@ class CpuBackend(Backend):
             late_inputs=FULL,
             prompt_logprobs=FULL,
             batch_invariant=Capability(
-                Support.UNSUPPORTED, "torch's products round differently for another batch"
+                Support.UNSUPPORTED, "what torch still multiplies rounds differently in company"
             ),
-            activation_int8=Capability(Support.NOT_IMPLEMENTED, "needs native kernels"),
+            activation_int8=Capability(
+                Support.NOT_IMPLEMENTED, "no kernel rounds activations of weight-only kinds"
+            ),
             block_copy=Capability(Support.UNSUPPORTED, "the device's memory is the host's"),
             graph_capture=Capability(Support.UNSUPPORTED, "torch runs eagerly on CPUs"),
         )

@@ -1,5 +1,6 @@
 """The Executor contract on NumPy: one step at a time, computed when it is submitted."""
 
+import logging
 import os
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from infercore.rehearsal import rehearsal
 from infercore.sampling import Choice, RowStatus, choose, log_softmax, top_logprobs
 from infercore.step import Bool, Float32, Int32, LateInputs, SlotInit, Step, StepResult, UInt32
 from infercore_numpy.model import Model
+
+log = logging.getLogger(__name__)
 
 NO = Capability(Support.UNSUPPORTED, "this example shows the contract, not what NumPy could do")
 
@@ -95,6 +98,8 @@ class NumpyExecutor(Executor):
         self, spec: ModelSpec, weights: Weights, config: ExecutorConfig, progress: Progress
     ) -> KVGroups:
         progress("load", 0, 1)
+        if config.threads is not None:
+            log.info("NumPy's BLAS takes its threads from its own variables, not from here")
         self.config = config
         self.groups = kv_groups(spec, config.block_size, itemsize=4)
         self.model = Model(spec, weights, self.groups)
