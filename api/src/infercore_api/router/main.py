@@ -1,8 +1,9 @@
 """`python -m infercore_api.router.main FD`: the router's process.
 
 FD is the socket to the supervisor (`infercore.child`); the configuration that arrives there is
-{"engine": gRPC address, "listen": descriptor of the listening socket, "model_path": folder,
-"json_output": bool, "graceful_timeout": seconds, "router": fields of RouterOptions}.
+{"engine": gRPC address, "listen": descriptor of the listening socket, "hostname": its address,
+"model_path": folder, "json_output": bool, "graceful_timeout": seconds,
+"router": fields of RouterOptions}.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
@@ -29,10 +30,14 @@ from infercore.plugins import PluginManager
 from infercore.text.chat_template import ChatTemplate
 from infercore.text.tokenizer import Tokenizer
 from infercore_api.router.app import create_app
+from infercore_api.router.connection import HttpProtocol
 from infercore_api.router.grpc_engine_client import GrpcEngineClient
 from infercore_api.router.options import RouterOptions
 from infercore_api.router.state import RouterState
 from infercore_api.router.tokenization import read_tokenizer_info
+
+if TYPE_CHECKING:
+    from infercore_api.router.grpc.server import GrpcServer
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +80,11 @@ async def serve(lifeline: Lifeline) -> int:
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=HttpProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
     )
@@ -86,6 +92,7 @@ async def serve(lifeline: Lifeline) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     await engine.start()
+    grpc_server = await _serve_grpc(state, config["hostname"])
     gc.collect()
     gc.freeze()  # what was loaded stays, so later collections need not look at it
     serving = asyncio.create_task(server.serve([socket.socket(fileno=config["listen"])]))
@@ -97,11 +104,25 @@ async def serve(lifeline: Lifeline) -> int:
             log.warning("requests were cut after %.0f s of draining", config["graceful_timeout"])
     finally:
         await engine.close()
+        if grpc_server is not None:
+            await grpc_server.stop(_CLOSE_SECONDS)
         server.should_exit = True
         await serving
         template.close()
         state.workers.close()
     return 0 if drained else ExitCode.DRAIN_TIMEOUT
+
+
+async def _serve_grpc(state: RouterState, hostname: str) -> "GrpcServer | None":
+    """The gRPC server, if one is wanted; its libraries are loaded only then."""
+    port = state.options.grpc_port
+    if port is None:
+        return None
+    from infercore_api.router.grpc.server import GrpcServer
+
+    server = GrpcServer(state, hostname, port)
+    await server.start()
+    return server
 
 
 def main() -> int:

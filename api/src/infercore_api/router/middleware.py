@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from collections.abc import Iterable, Mapping
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,9 +27,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord(_request_id(scope), scope["method"], scope["path"])
-        # `send` itself is for events of a stream: each layer above would cost a call per token
-        scope.setdefault("state", {}).update(record=record, send=send)
+        record = RequestRecord(request_id_of(scope["headers"]), scope["method"], scope["path"])
+        scope.setdefault("state", {})["record"] = record
         names = [b"x-request-id"]
         if speaks_anthropic(scope["path"]):
             names.append(b"request-id")  # where its clients look
@@ -63,7 +63,7 @@ class BodyLimit:
         error = None
         if length.isdigit() and int(length) > self._limit:
             error = self._too_large()
-        elif not _is_json(headers.get(b"content-type", b"")):
+        elif not (_is_json(headers.get(b"content-type", b"")) or _is_inference(scope, headers)):
             error = HTTPException(
                 415, "The body must be JSON: send the header `Content-Type: application/json`"
             )
@@ -94,10 +94,17 @@ def _is_json(content_type: bytes) -> bool:
     return kind == b"application/json" or kind.endswith(b"+json")
 
 
-def _request_id(scope: Scope) -> str:
-    headers = dict(scope["headers"])
+def _is_inference(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a body is one of KServe's: its clients name no type, or binary data follow JSON."""
+    untyped = b"content-type" not in headers or b"inference-header-content-length" in headers
+    return untyped and scope["path"].startswith("/v2/models/") and scope["path"].endswith("/infer")
+
+
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The id that a request brings, or a new one."""
+    values = dict(headers)
     for name in (b"x-request-id", b"x-amzn-trace-id"):
-        given: str = headers.get(name, b"").decode("latin-1")
+        given: str = values.get(name, b"").decode("latin-1")
         if _PLAIN_ID.fullmatch(given):
             return given
     return uuid.uuid4().hex

@@ -1,19 +1,15 @@
 """EventStream: the response that carries server-sent events, one task and no object per token."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
 from time import monotonic
-from types import coroutine
-from typing import Any, TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from infercore.errors import RequestError
+from infercore_api.router.connection import Connection
 from infercore_api.router.generation import Generation
 from infercore_api.router.problems import problem_of, speaks_openai
-
-_Send: TypeAlias = Callable[[Message], Coroutine[Any, Any, None]]
 
 DONE = "data: [DONE]\n\n"
 _KEEP_ALIVE = ":\n\n"
@@ -51,8 +47,7 @@ class EventStream(Response):
         self._keep_alive = keep_alive
         self._write_timeout = write_timeout
         self._pending: list[str] = []
-        self._send: _Send | None = None  # where to, while the writer waits for something to do
-        self._unfinished: Awaitable[None] | None = None
+        self._connection: Connection | None = None  # while the writer waits for something to do
         self._ended = False
         self._error: BaseException | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -62,27 +57,16 @@ class EventStream(Response):
     def push(self, event: str) -> None:
         """Send one framed event, or queue it. Called on the event loop; never waits.
 
-        While the client keeps up, `send` has nothing to wait for, and is run here: waking the
-        writer for every token would cost more than writing it.
+        While the client keeps up, the event is written here: waking the writer for every token
+        would cost more than writing it.
         """
-        if self._send is None:
-            self._pending.append(event)
-            self._notify()
-            return
-        message = {"type": "http.response.body", "body": event.encode(), "more_body": True}
-        sending = self._send(message)
-        try:
-            waits_for = sending.send(None)
-        except StopIteration:
+        connection = self._connection
+        if connection is not None and connection.write(event.encode()):
             self._last_write = monotonic()
-        except OSError:  # the writer will meet it too, and knows what it means
-            self._send = None
-            self._pending.append(event)
-            self._notify()
-        else:
-            self._send = None
-            self._unfinished = _resumed(sending, waits_for)
-            self._notify()
+            return
+        self._connection = None
+        self._pending.append(event)
+        self._notify()
 
     def end(self, error: RequestError | None = None) -> None:
         """No event follows; after an error the client is told."""
@@ -127,23 +111,19 @@ class EventStream(Response):
             await response(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        direct: _Send = scope["state"]["send"]
-        while self._pending or self._unfinished or not self._ended:
+        connection: Connection | None = scope["state"].get("connection")
+        while self._pending or not self._ended:
             self._last_write = monotonic()
             self._writing = True
-            if self._unfinished is not None:
-                await self._unfinished
-                self._unfinished = None
-            if self._pending:
-                body = "".join(self._pending)
-                self._pending.clear()
-                await direct(_body(body))
+            body = "".join(self._pending)
+            self._pending.clear()
+            await send(_body(body))
             self._writing = False
             if not self._pending and not self._ended:
-                self._send = direct
+                self._connection = connection
                 await self._something()
-                self._send = None
-        await direct(_body(self._tail(scope["path"]), more=False))
+                self._connection = None
+        await send(_body(self._tail(scope["path"]), more=False))
 
     def _tail(self, path: str) -> str:
         error = ""
@@ -152,7 +132,7 @@ class EventStream(Response):
         return error + (DONE if speaks_openai(path) else "")
 
     async def _something(self) -> None:
-        while not (self._pending or self._unfinished or self._ended):
+        while not (self._pending or self._ended):
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
 
@@ -164,19 +144,6 @@ class EventStream(Response):
 
 def _body(text: str, *, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": text.encode(), "more_body": more}
-
-
-@coroutine
-def _resumed(sending: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """Await the rest of a coroutine that was run until it waited for something."""
-    try:
-        while True:
-            yield waits_for
-            waits_for = sending.send(None)
-    except StopIteration:
-        return
-    finally:
-        sending.close()
 
 
 async def disconnected(receive: Receive) -> None:
