@@ -66,6 +66,33 @@ def test_a_full_queue_refuses_new_requests_but_not_resumed_ones() -> None:
     engine.add(Request(5, prompt(3), GREEDY, output_ids=[4]))
 
 
+def test_a_queue_is_bounded_by_tokens_and_takes_any_prompt_when_it_is_empty() -> None:
+    engine = make_engine(NumpyExecutor(), max_waiting_tokens=8)
+    engine.add(Request(1, prompt(9), GREEDY))
+    says = "9 prompt tokens are waiting and the queue holds 8, too few for 1 more. Try again in 1 s"
+    with pytest.raises(Overloaded, match=says):
+        engine.add(Request(2, prompt(1), GREEDY))
+
+
+def test_a_refusal_says_how_long_the_queue_takes_at_its_pace() -> None:
+    now = 1000.0
+    engine = make_engine(
+        NumpyExecutor(), max_num_seqs=1, max_waiting=2, max_overtake=0.0, clock=lambda: now
+    )
+    engine.add(Request(1, prompt(9), GREEDY))
+    engine.step()  # 9 prompt tokens left the queue
+    now += 10.0
+    for request_id in (2, 3):
+        engine.add(Request(request_id, prompt(9), GREEDY))
+    with pytest.raises(Overloaded) as refusal:
+        engine.add(Request(4, prompt(9), GREEDY))
+    assert refusal.value.retry_after == pytest.approx(20.0)
+    now += 60.0  # nothing left for longer than it looks back
+    with pytest.raises(Overloaded) as refusal:
+        engine.add(Request(4, prompt(9), GREEDY))
+    assert refusal.value.retry_after == 60.0
+
+
 def test_an_id_is_free_again_when_its_last_output_was_taken() -> None:
     driver = Driver(make_engine(NumpyExecutor()))
     driver.engine.add(Request(1, prompt(3), GREEDY))

@@ -13,6 +13,8 @@ class EngineConfig:
     backend: name of an installed backend plugin.
     dtype: compute dtype; "auto" = the checkpoint's, if the backend has it, else its best.
     kv_dtype: dtype of the KV cache; "auto" = the compute dtype.
+    activation_dtype: what inputs of weight-only quantized layers are rounded to: "int8"; "bf16" =
+        they are not rounded further; "auto" = int8 in bfloat16 compute, if the backend has it.
     quantize: name of a quantization method; None = what the checkpoint says.
     block_size: tokens per KV block; None = the backend's best.
     max_model_len: longest sequence, prompt and output (TGI: --max-total-tokens).
@@ -28,6 +30,7 @@ class EngineConfig:
     step_ahead: submit the next step before the last one's result, where the backend can.
     max_overtake: seconds that a request which does not fit may be overtaken for.
     max_waiting: most requests in the queue; one more is refused as overloaded.
+    max_waiting_tokens: most tokens of prompts in the queue; an empty queue takes any prompt.
     step_timeout: seconds of silence with work pending before the watchdog ends the engine.
     threads: CPU threads for compute; None = the backend's choice.
     ranks: devices that share the model by tensor parallelism (TGI: --num-shard).
@@ -38,6 +41,7 @@ class EngineConfig:
     backend: str = "cpu"
     dtype: str = "auto"
     kv_dtype: str = "auto"
+    activation_dtype: str = "auto"
     quantize: str | None = None
     block_size: int | None = None
     max_model_len: int | None = None
@@ -51,6 +55,7 @@ class EngineConfig:
     step_ahead: bool = True
     max_overtake: float = 2.0
     max_waiting: int = 1024
+    max_waiting_tokens: int = 2**20
     step_timeout: float = 60.0
     threads: int | None = None
     ranks: int = 1
@@ -65,6 +70,7 @@ class EngineConfig:
             "kv_tokens",
             "memory_budget",
             "max_waiting",
+            "max_waiting_tokens",
             "step_timeout",
             "threads",
             "ranks",

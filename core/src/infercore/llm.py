@@ -51,7 +51,8 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
-        options.setdefault("max_waiting", MAX_COUNT)  # a list of prompts is no overload
+        for limit in ("max_waiting", "max_waiting_tokens"):
+            options.setdefault(limit, MAX_COUNT)  # a list of prompts is no overload
         self._launched = launch(EngineConfig(model=str(model), **options), quiet)
         self.engine = self._launched.engine
         self.info = self._launched.info

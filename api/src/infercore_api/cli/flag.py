@@ -17,6 +17,7 @@ class Flag:
     field: where the value goes, "engine.x", "router.x", "serve.x"; "" for those of TGI_ONLY.
     env: environment variable, "" for none; of several, with spaces between, the first wins.
     no: a bool flag also has `--no-NAME`.
+    secret: its value is never shown.
     zero: a number may be 0; otherwise it must be positive.
     note: what is said if a flag of TGI_ONLY is given. allowed: values of it that change nothing;
         any other is refused, unless the tuple is empty: then every value is noted.
@@ -32,6 +33,7 @@ class Flag:
     aliases: tuple[str, ...] = ()
     no: bool = False
     zero: bool = False
+    secret: bool = False
     note: str = ""
     allowed: tuple[str, ...] = ()
 

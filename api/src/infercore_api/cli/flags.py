@@ -12,7 +12,8 @@ MODEL = "Model"
 LIMITS = "Request limits"
 BATCHING = "Batching and memory"
 NETWORK = "Network"
-OBSERVABILITY = "Logs"
+WATERMARK = "Watermark"
+OBSERVABILITY = "Logs, metrics and traces"
 
 FLAGS: tuple[Flag, ...] = (
     flag(
@@ -38,6 +39,14 @@ FLAGS: tuple[Flag, ...] = (
         MODEL,
         "Dtype of the KV cache; auto = the compute dtype.",
         "engine.kv_dtype",
+    ),
+    ours(
+        "activation-dtype",
+        str,
+        MODEL,
+        "Inputs of weight-only quantized layers: int8, or bf16 = not rounded; auto = int8 in "
+        "bfloat16 compute, where the backend has it.",
+        "engine.activation_dtype",
     ),
     flag(
         "quantize",
@@ -187,6 +196,13 @@ FLAGS: tuple[Flag, ...] = (
         "engine.max_waiting",
     ),
     ours(
+        "max-queue-tokens",
+        int,
+        BATCHING,
+        "Most prompt tokens in the engine's queue; a prompt beyond is answered 429.",
+        "engine.max_waiting_tokens",
+    ),
+    ours(
         "step-timeout",
         float,
         BATCHING,
@@ -223,6 +239,13 @@ FLAGS: tuple[Flag, ...] = (
         aliases=("p",),
         zero=True,
     ),
+    ours(
+        "grpc-port",
+        int,
+        NETWORK,
+        "Port of the gRPC services, on the same address; by default there are none.",
+        "router.grpc_port",
+    ),
     flag(
         "api-key",
         list[str],
@@ -231,6 +254,7 @@ FLAGS: tuple[Flag, ...] = (
         "variable keeps it off the command line, and holds several with spaces between them.",
         "router.api_keys",
         default=None,
+        secret=True,
     ),
     ours(
         "api-key-file",
@@ -297,6 +321,60 @@ FLAGS: tuple[Flag, ...] = (
         "Log JSON lines. LOG_LEVEL (error, warning, info, debug) sets how much.",
         "serve.json_output",
         default=False,
+    ),
+    ours(
+        "vllm-metrics",
+        bool,
+        OBSERVABILITY,
+        "Serve metrics under vLLM's names too, for routers and autoscalers that read those.",
+        "router.vllm_metrics",
+    ),
+    flag(
+        "otlp-endpoint",
+        str,
+        OBSERVABILITY,
+        "OpenTelemetry collector that traces are sent to, such as http://localhost:4317. Variables "
+        "of OpenTelemetry (OTEL_EXPORTER_OTLP_ENDPOINT and the others) are read too.",
+        "router.otlp_endpoint",
+    ),
+    flag(
+        "otlp-service-name",
+        str,
+        OBSERVABILITY,
+        "The service that traces say they are of.",
+        "router.otlp_service_name",
+        env="OTLP_SERVICE_NAME OTEL_SERVICE_NAME",
+    ),
+    flag(
+        "watermark-gamma",
+        float,
+        WATERMARK,
+        "Share of the vocabulary that is green after each token; between 0 and 1.",
+        "router.watermark_gamma",
+    ),
+    flag(
+        "watermark-delta",
+        float,
+        WATERMARK,
+        "What the logits of green tokens gain.",
+        "router.watermark_delta",
+    ),
+    ours(
+        "watermark-key",
+        str,
+        WATERMARK,
+        "Secret of marked texts; by default one that everybody knows. The variable or the file "
+        "keeps it off the command line.",
+        "router.watermark_key",
+        default=None,
+        secret=True,
+    ),
+    ours(
+        "watermark-key-file",
+        str,
+        WATERMARK,
+        "File that holds the secret; spaces and line ends around it do not count.",
+        "serve.watermark_key_file",
     ),
     *TGI_FLAGS,
 )

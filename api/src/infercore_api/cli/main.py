@@ -13,7 +13,9 @@ import infercore
 from infercore.errors import InferCoreError
 from infercore.logs import debugging
 from infercore_api.cli import serve
+from infercore_api.cli.config import config
 from infercore_api.cli.plugins import plugins
+from infercore_api.cli.watermark import watermark
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,9 @@ def build() -> typer.Typer:
         del version
 
     serve.add_to(cli)
+    cli.add_typer(config, name="config")
     cli.add_typer(plugins, name="plugins")
+    cli.add_typer(watermark, name="watermark")
     return cli
 
 

@@ -8,7 +8,10 @@ from infercore_api.cli.flags import FLAGS
 
 _HEAD = """# infercore serve
 
-Every option can be set on the command line or by its environment variable; the command line wins.
+Every option can be set on the command line, by its environment variable, or in a TOML file that
+`--config FILE` or `INFERCORE_CONFIG` names, whose keys are the options' names. Command line >
+environment > file > default; `infercore config show --origin`, with the same options, prints what
+holds and who said it.
 Names and meanings are those of TGI's launcher where it has the function; variables that begin with
 `INFERCORE_` belong to options that TGI has not. This page is generated from the table of flags.
 

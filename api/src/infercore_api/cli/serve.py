@@ -2,42 +2,50 @@
 
 import inspect
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from infercore_api.cli import config_file
 from infercore_api.cli.flag import Flag
 from infercore_api.cli.flags import FLAGS
 
 
 def add_to(cli: typer.Typer) -> None:
     """Add `serve` to the command line."""
-    cli.command("serve")(_with_signature(serve))
+    cli.command("serve")(with_flags(serve))
 
 
 def serve(**values: Any) -> None:
     """Serve a model over HTTP until Ctrl-C or SIGTERM: TGI's API and OpenAI's.
 
-    Every option can be set by its environment variable; the command line wins.
+    Every option can be set by its environment variable or in a file; the command line wins.
     """
     from infercore.logs import configure_logging
     from infercore_api.cli.options import serve_options
     from infercore_api.supervisor.serve import serve as run
 
+    del values[config_file.NAME]  # what it says stands in the others already
     configure_logging("supervisor", json_output=bool(values["json_output"]))
     sys.exit(run(serve_options(values)))
 
 
-def _with_signature(command: Any) -> Any:
-    parameters = [
-        inspect.Parameter(
-            flag.key, inspect.Parameter.KEYWORD_ONLY, default=_option(flag), annotation=_type(flag)
-        )
-        for flag in FLAGS
-    ]
+def with_flags(command: Any) -> Any:
+    """`command`, whose keyword arguments become the flags and `--config`; it may have its own."""
+    own = inspect.signature(command).parameters.values()
+    parameters = [each for each in own if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    parameters.append(_parameter(config_file.NAME, config_file.option(), Path | None))
+    parameters += [_parameter(flag.key, _option(flag), _type(flag)) for flag in FLAGS]
     command.__signature__ = inspect.Signature(parameters)
-    command.__annotations__ = {flag.key: _type(flag) for flag in FLAGS}
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command
+
+
+def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
 
 
 def _type(flag: Flag) -> Any:

@@ -11,6 +11,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
+from infercore.engine.pace import Pace
 from infercore.engine.request import FinishReason, Request, TokenLogprobs
 from infercore.errors import EngineUnavailable, InvalidRequest, Overloaded, RequestError
 from infercore.text.tokenizer import Tokenizer
@@ -97,8 +98,11 @@ class Generation:
     def _fill_record(self, outcome: BaseException | None) -> None:
         record = self.record
         record.prompt_tokens = self.prompt_tokens
+        record.cached_tokens = self.cached_tokens
         record.generated_tokens = self.generated_tokens
         record.queue_seconds = self.queue_seconds
+        record.submitted, record.ended = self.submitted, self.ended
+        record.sampling = [choice.prompt.sampling for choice in self.choices]
         if isinstance(outcome, RequestError):
             record.finish_reason = problem_of(outcome).name
         elif outcome is not None:
@@ -108,13 +112,12 @@ class Generation:
 
     def _count(self, outcome: BaseException | None) -> None:
         metrics, seconds = self.metrics, self.ended - self.record.started
-        if isinstance(outcome, RequestError):
-            metrics.ended.labels("failure").inc()
-            metrics.request_failure.inc(problem_of(outcome).name)
-            return
+        for choice in self.choices:
+            metrics.finished[(choice.finish_reason or FinishReason.ABORT).value] += 1
         if outcome is not None:
-            metrics.ended.labels("cancelled").inc()
+            metrics.failed(self.record.finish_reason)
             return
+        self._observe_own()
         metrics.ended.labels("success").inc()
         metrics.request_success.inc()
         metrics.duration.observe(seconds)
@@ -126,6 +129,21 @@ class Generation:
             metrics.generated.observe(len(choice.output_ids))
             metrics.input_length.observe(len(choice.prompt.ids))
             metrics.max_new.observe(choice.prompt.sampling.max_tokens or 0)
+            metrics.skipped.observe(0)  # nothing is speculated
+
+    def _observe_own(self) -> None:
+        metrics, record = self.metrics, self.record
+        metrics.own_duration.observe(self.ended - record.started)
+        metrics.own_queue.observe(self.queue_seconds)
+        metrics.own_inference.observe(self.inference_seconds)
+        metrics.prefill.observe(record.prefill_seconds)
+        metrics.decode.observe(record.decode_seconds)
+        for choice in self.choices:
+            metrics.prompt_tokens.observe(len(choice.prompt.ids))
+            metrics.generated_tokens.observe(len(choice.output_ids))
+            after_first = len(choice.output_ids) - 1
+            if after_first > 0:
+                metrics.per_output_token.observe(record.decode_seconds / after_first)
 
     @property
     def prompt_tokens(self) -> int:
@@ -185,6 +203,7 @@ class Generator:
         self.ids = itertools.count(1)
         self._max_concurrent = max_concurrent
         self._permits = 0
+        self._pace = Pace()  # of permits that came back
 
     def open(self, permits: int, record: RequestRecord) -> Generation:
         """Count a request in and take its permits, one per sequence.
@@ -197,8 +216,7 @@ class Generator:
         refusal = self._refusal(permits)
         if refusal is not None:
             record.finish_reason = problem_of(refusal).name
-            metrics.ended.labels("failure").inc()
-            metrics.request_failure.inc(record.finish_reason)
+            metrics.failed(record.finish_reason)
             raise refusal
         self._permits += permits
         metrics.in_flight.inc()
@@ -213,14 +231,18 @@ class Generator:
                 "n",
             )
         if self._permits + permits > most:
+            wait = self._pace.seconds_for(self._permits + permits - most, monotonic())
             return Overloaded(
-                f"{self._permits} sequences of at most {most} are in work; try again later"
+                f"{self._permits} sequences of at most {most} are in work. Try again in "
+                f"{wait:.0f} s.",
+                wait,
             )
         return None
 
     def closed(self, permits: int) -> None:
         """Called by a generation, once."""
         self._permits -= permits
+        self._pace.note(permits, monotonic())
         self.metrics.in_flight.dec()
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,7 +36,7 @@ class ServeOptions:
     """
 
     engine: EngineConfig
-    router: Mapping[str, Any]
+    router: Mapping[str, Any] = field(repr=False)  # keys are in it
     hostname: str = "127.0.0.1"
     port: int = 3000
     graceful_timeout: float = 90.0
@@ -49,6 +49,8 @@ def serve(options: ServeOptions) -> int:
     with ExitStack() as held:
         _leave_at_signals(held)
         listener = held.enter_context(bind(options.hostname, options.port))
+        if (grpc_port := options.router["grpc_port"]) is not None:
+            bind(options.hostname, grpc_port, "--grpc-port").close()  # the router binds it again
         console = held.enter_context(
             ServeConsole(
                 url_of(listener), _limits(options), _auth(options), json_output=options.json_output
@@ -79,7 +81,7 @@ def _leave_at_signals(held: ExitStack) -> None:
         signal.signal(signum, leave)
 
 
-def bind(hostname: str, port: int) -> socket.socket:
+def bind(hostname: str, port: int, flag: str = "--port") -> socket.socket:
     """A listening socket. Raises ConfigError, at once, if the address cannot be had."""
     try:
         found = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -95,7 +97,7 @@ def bind(hostname: str, port: int) -> socket.socket:
         listener.close()
         raise ConfigError(
             f"cannot listen on {hostname} port {port}: {error.strerror}. Stop the program that "
-            "uses it (`ss -ltnp` names it), or choose another with --port"
+            f"uses it (`ss -ltnp` names it), or choose another with {flag}"
         ) from error
     return listener
 
@@ -128,6 +130,7 @@ def router_spec(
         {
             "engine": f"unix:{directory.socket}",
             "listen": listener.fileno(),
+            "hostname": options.hostname,
             "model_path": str(model_path),
             "json_output": options.json_output,
             "graceful_timeout": options.graceful_timeout,

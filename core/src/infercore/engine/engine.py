@@ -17,12 +17,12 @@ from infercore.engine.schedule import Schedule
 from infercore.engine.scheduler import Scheduler
 from infercore.engine.sequence import Sequence
 from infercore.engine.step_builder import StepBuilder
+from infercore.engine.step_times import BUILD, SCHEDULE, StepTimes
 from infercore.engine.update import Updater
 from infercore.errors import (
     ExecutorLost,
     GenerationFailed,
     InvalidRequest,
-    Overloaded,
     RequestError,
     StepDropped,
     StepFailed,
@@ -35,12 +35,17 @@ _Result = TypeVar("_Result")
 
 @dataclass(slots=True)
 class _Flight:
-    """A submitted step without a result. `awaits_sample`: it is late and was not sampled yet."""
+    """A submitted step without a result. `awaits_sample`: it is late and was not sampled yet.
+
+    phase, submitted: what `StepTimes` tells steps apart by, and when it went, in its seconds.
+    """
 
     plan: Schedule
     rows: int  # those of padding included
     handle: Handle
     awaits_sample: bool
+    phase: int
+    submitted: float
 
 
 class _Refused(Handle):
@@ -99,6 +104,7 @@ class Engine:
             tokens_per_step=can.tokens_per_step,
             late_masks=self._late_masks,
         )
+        self._times = StepTimes()
         self._updater = Updater(self._scheduler, self._stats)
         self._builder = StepBuilder(
             self._blocks, limits, can.max_in_flight, buckets or Buckets.of((), ())
@@ -118,13 +124,10 @@ class Engine:
         if request.request_id in self._live:
             raise InvalidRequest(f"request {request.request_id} is already running")
         self._rules.check(request)
-        waiting, limit = len(self._scheduler.waiting), self._rules.limits.max_waiting
-        resumed = request.attempt or request.output_ids
-        if waiting >= limit and not resumed:
-            raise Overloaded(
-                f"{waiting} requests are waiting and the queue holds {limit}. Try again later."
-            )
-        seq = Sequence(request, self._rules.max_len(request), self._eos_ids, self._clock())
+        now = self._clock()
+        if not (request.attempt or request.output_ids):
+            self._scheduler.require_room(len(request.prompt_ids), now)
+        seq = Sequence(request, self._rules.max_len(request), self._eos_ids, now)
         self._live[seq.request_id] = seq
         seq.finish_reason = seq.ending() if request.output_ids else None
         if seq.is_finished:  # an earlier attempt got as far as the end
@@ -155,6 +158,11 @@ class Engine:
             waiting=len(self._scheduler.waiting),
             kv_blocks_used=self._blocks.num_used,
             padded_tokens=self._builder.padded_tokens,
+            joined_steps=self._times.joined,
+            phase_failures=tuple(self._times.failed),
+            prompts_per_step=tuple(self._times.prompts),
+            step_counts=self._times.counts,
+            step_seconds=self._times.seconds,
         )
 
     # -- the loop -------------------------------------------------------------------------------
@@ -167,7 +175,7 @@ class Engine:
         began, waited = time.perf_counter(), self._stats.wait_seconds
         plan = self._scheduler.schedule(self._clock(), ahead=bool(self._flights))
         if plan is not None:
-            self._submit(plan)
+            self._submit(plan, time.perf_counter() - began)
         self._sample_first()
         if self._flights and (plan is None or len(self._flights) == self._depth):
             self._retire(self._flights.popleft())
@@ -183,21 +191,26 @@ class Engine:
                 self._live.pop(output.request_id, None)
         return outputs
 
-    def _submit(self, plan: Schedule) -> None:
+    def _submit(self, plan: Schedule, scheduling: float) -> None:
+        began, phase = time.perf_counter(), self._times.phase_of(plan)
         rows = plan.constrained_rows()
         late = bool(rows) and self._late_masks
         step = self._builder.build(plan, late=late)
         if rows and not late:
             step.extras = {STEP_MASKS: self._mask_all(plan, rows, step.num_rows)}
+        submitted = time.perf_counter()
+        self._times.observe(phase, SCHEDULE, scheduling)
+        self._times.observe(phase, BUILD, submitted - began)
         try:
             handle = self._timed(lambda: self._executor.submit(step))
         except StepFailed as error:
-            self._flights.append(_Flight(plan, step.num_rows, _Refused(error), False))
+            refused = _Refused(error)
+            self._flights.append(_Flight(plan, step.num_rows, refused, False, phase, submitted))
             while self._flights:  # what was submitted before it still counts
                 self._sample_first()
                 self._retire(self._flights.popleft())
         else:
-            self._flights.append(_Flight(plan, step.num_rows, handle, late))
+            self._flights.append(_Flight(plan, step.num_rows, handle, late, phase, submitted))
             self._stats.steps += 1
 
     def _sample_first(self) -> None:
@@ -217,12 +230,15 @@ class Engine:
         try:
             result = self._timed(flight.handle.result)
         except StepFailed as error:
+            self._times.failed[flight.phase] += 1
             self._drop_flights()
             self._scheduler.roll_back(flight.plan)
             self._recover(flight.plan, error)
         else:
+            executed = time.perf_counter()
             self._require_sound(flight.plan, result)
             self._outputs += self._updater.update(flight.plan, result)
+            self._times.retired(flight.phase, flight.submitted, executed, time.perf_counter())
 
     def _require_sound(self, plan: Schedule, result: StepResult) -> None:
         """Raises ExecutorLost for a result that no working executor gives: nothing else is safe."""

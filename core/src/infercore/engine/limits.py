@@ -29,6 +29,7 @@ class EngineLimits:
     step_ahead: bool = True
     max_overtake: float = 2.0
     max_waiting: int = 1024
+    max_waiting_tokens: int = 2**20
 
     @classmethod
     def of(cls, config: EngineConfig, max_model_len: int, max_batch_tokens: int) -> "EngineLimits":
@@ -42,6 +43,7 @@ class EngineLimits:
             step_ahead=config.step_ahead,
             max_overtake=config.max_overtake,
             max_waiting=config.max_waiting,
+            max_waiting_tokens=config.max_waiting_tokens,
         )
 
 
@@ -128,6 +130,8 @@ class AdmissionRules:
             raise InvalidRequest(
                 "prompt_logprobs: this backend does not compute them", "prompt_logprobs"
             )
+        if sampling.watermark is not None and not can.watermark:
+            raise InvalidRequest("watermark: this backend does not mark texts", "watermark")
         if request.constraint is not None and not (can.late_inputs or can.extras.get(STEP_MASKS)):
             raise InvalidRequest(
                 "grammar: this backend takes no token masks, neither late nor with the step",

@@ -12,10 +12,12 @@ from operator import attrgetter
 
 from infercore.engine.block_manager import BlockManager
 from infercore.engine.limits import EngineLimits
+from infercore.engine.pace import Pace
 from infercore.engine.recovery import Quarantine
 from infercore.engine.request import EngineStats, FinishReason
 from infercore.engine.schedule import Schedule
 from infercore.engine.sequence import Sequence
+from infercore.errors import Overloaded
 
 _BY_ORDER = attrgetter("order")
 _BY_QUEUE_ORDER = attrgetter("queue_order")
@@ -64,7 +66,24 @@ class Scheduler:
         self._block_size = blocks.block_size
         self._tokens_per_step = tokens_per_step
         self._late_masks = late_masks
+        self._pace = Pace()
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
+
+    def require_room(self, prompt_len: int, now: float) -> None:
+        """Raises Overloaded if the queue is full, with the seconds that it takes to empty."""
+        waiting, limits = len(self.waiting), self.limits
+        tokens = sum(seq.prompt_len for seq in self.waiting)
+        if waiting >= limits.max_waiting:
+            full = f"{waiting} requests are waiting and the queue holds {limits.max_waiting}"
+        elif waiting and tokens + prompt_len > limits.max_waiting_tokens:
+            full = (
+                f"{tokens} prompt tokens are waiting and the queue holds "
+                f"{limits.max_waiting_tokens}, too few for {prompt_len} more"
+            )
+        else:
+            return
+        wait = self._pace.seconds_for(tokens, now)
+        raise Overloaded(f"{full}. Try again in {wait:.0f} s.", wait)
 
     def add(self, seq: Sequence) -> None:
         insort(self.waiting, seq, key=_BY_QUEUE_ORDER)
@@ -210,6 +229,7 @@ class Scheduler:
         insort(self.running, seq, key=_BY_ORDER)
         if seq.started is None:
             seq.started = now
+            self._pace.note(seq.prompt_len, now)
             seq.cached_tokens = min(seq.num_computed, seq.prompt_len)
             self.stats.prompt_tokens += seq.prompt_len
             self.stats.cached_tokens += seq.cached_tokens
