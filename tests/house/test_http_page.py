@@ -1,13 +1,11 @@
-"""The pages about the HTTP side name what is there, and nothing else: routes, fields, metrics."""
+"""The pages about the HTTP side name what is there, and nothing else: routes, fields."""
 
 import re
 from collections.abc import Iterator
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
-from infercore_api.observability.metrics import Metrics
 from infercore_api.router import anthropic_schema, problems
 from infercore_api.router.anthropic_schema import CountBody, MessagesBody, TextBlock, Turn
 from infercore_api.router.openai_schema import IGNORED, ChatBody, CompletionBody, StreamOptions
@@ -20,7 +18,7 @@ from infercore_api.router.tokenization import (
     TokenizePromptBody,
 )
 from infercore_api.router.vertex import VertexBody
-from memory_engine import MemoryEngine
+from infercore_api.router.watermark import DetectBody
 from pages import ROOT, page
 
 ROUTE = re.compile(r'@(?:router|app)\.(get|post)\("([^"]+)"')
@@ -32,6 +30,7 @@ BODIES = (
     TokenizePromptBody,
     TokenizeMessagesBody,
     DetokenizeBody,
+    DetectBody,
     ChatBody,
     CompletionBody,
     StreamOptions,
@@ -56,7 +55,8 @@ def test_every_route_is_there() -> None:
         for file in (ROOT / "api/src/infercore_api/router").glob("*.py")
         for method, path in ROUTE.findall(file.read_text())
     }
-    documented = {name for name in first_cells(page("reference/http.md")) if " /" in name}
+    pages = page("reference/http.md") + page("reference/kserve.md")
+    documented = {name for name in first_cells(pages) if " /" in name}
     assert documented == served
 
 
@@ -95,15 +95,6 @@ def test_every_type_of_anthropics_is_there() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\d, ]+) \|$", text, re.MULTILINE)
     documented = {int(s): kind for kind, statuses in rows for s in statuses.split(",")}
     assert documented == problems.ANTHROPIC_TYPES
-
-
-def test_every_metric_is_there() -> None:
-    families = list(text_string_to_metric_families(Metrics(MemoryEngine()).render().decode()))
-    served = {each.name + ("_total" if each.type == "counter" else "") for each in families}
-    assert len(served) > 25
-    metric = re.compile(r"(tgi|infercore)_\w+")
-    documented = set(filter(metric.fullmatch, first_cells(page("reference/http.md"))))
-    assert documented == {name for name in served if not name.endswith("_created")}
 
 
 def test_every_status_is_there() -> None:

@@ -2,7 +2,7 @@
 
 The variable TOY_FAULT plants one: "refuse" (the start is refused), "die" (every life ends while it
 loads), "stall" (loading never ends), "hang" (the first step of the first life never ends; the file
-TOY_MARK tells lives apart).
+TOY_MARK tells lives apart). TOY_BLOCKS is the number of its KV blocks, of 16 tokens each.
 """
 
 import os
@@ -24,7 +24,7 @@ from infercore.step import Step
 from numpy_executor import NumpyExecutor
 
 STEP_SECONDS = 0.01  # so that a stream lasts as long as its number of tokens says
-BLOCKS = 512
+BLOCKS = int(os.environ.get("TOY_BLOCKS", "512"))
 
 
 class SlowExecutor(NumpyExecutor):

@@ -16,6 +16,7 @@ from infercore.engine.info import EngineInfo
 from infercore.engine.request import EngineStats, FinishReason, Output, Request, TokenLogprobs
 from infercore.errors import InvalidRequest, Overloaded, RequestError
 from infercore.sampling import MAX_SEED, SamplingParams
+from infercore.watermark import Watermark
 
 WIRE = settings(max_examples=80, deadline=None, derandomize=True)
 
@@ -49,6 +50,10 @@ SAMPLING = st.builds(
     ignore_eos=st.booleans(),
     logprobs=st.none() | COUNTS,
     prompt_logprobs=st.none() | COUNTS,
+    watermark=st.none()
+    | st.builds(
+        Watermark, st.integers(0, MAX_SEED), st.floats(0.001, 0.999), st.floats(0.001, 100)
+    ),
 )
 REQUESTS = st.builds(
     Request,
@@ -118,9 +123,19 @@ def test_outputs_come_back_whole(sent: list[Output]) -> None:
 
 
 @WIRE
-@given(st.builds(EngineStats, **{f.name: COUNTS for f in fields(EngineStats)}), FLOATS)
+@given(
+    st.builds(
+        EngineStats,
+        **{
+            field.name: TOKENS.map(tuple) if field.default == () else COUNTS
+            for field in fields(EngineStats)
+        },
+    ),
+    FLOATS,
+)
 def test_counters_come_back_whole(stats: EngineStats, seconds: float) -> None:
     stats.own_seconds, stats.wait_seconds = seconds, float(stats.steps)
+    stats.step_seconds = (seconds, float(stats.steps))
     message = pb.ToRouter.FromString(codec.encode_heartbeat(stats))
     assert codec.decode_stats(message.heartbeat) == stats
 

@@ -2,7 +2,7 @@
 
 A token is chosen from a row of float32 logits [V] in this order (`choose`):
 
-    grammar and bans (−inf) → logit bias → repetition → frequency, presence
+    grammar and bans (−inf) → logit bias → watermark → repetition → frequency, presence
         → ÷ temperature → top-k → top-p → typical-p → min-p → argmax(score + noise)
 
 Exactness, so that another implementation can equal it token for token:
@@ -21,12 +21,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from infercore.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from infercore.watermark import Watermark
 
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 2**31 - 1
@@ -49,6 +52,7 @@ class SamplingParams:
       repetition_penalty: over prompt and output (Keskar et al. 2019); 1 = off.
       frequency_penalty, presence_penalty: over the output, OpenAI's formula; 0 = off.
       logit_bias: {token id: added to its logit}; −100 and below, like −inf, in effect bans it.
+      watermark: marks the text so that whoever has the key can tell; None = no mark.
       seed: 64 bits; None lets the caller of the engine draw one.
 
     Ends by:
@@ -82,9 +86,11 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    watermark: "Watermark | None" = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", _texts(self.stop))
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for name, low, high, low_open in _RANGES:
             value = getattr(self, name)
@@ -129,10 +135,6 @@ _RANGES: tuple[tuple[str, float, float, bool], ...] = (
 )
 _WHOLE = {"top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs"}
 _OPTIONAL = {"seed", "max_tokens", "logprobs", "prompt_logprobs"}  # may be None
-
-
-def _texts(texts: str | Iterable[str]) -> tuple[str, ...]:
-    return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
 def _check_number(name: str, value: object) -> None:
@@ -327,12 +329,14 @@ def process(
     allowed: NDArray[np.bool_] | None = None,
     banned: Sequence[int] = (),
 ) -> _Float32:
-    """The stages before temperature: masks, bias, penalties. float32 [V] → float32 [V]."""
+    """The stages before temperature: masks, bias, mark, penalties. float32 [V] → float32 [V]."""
     frequency, presence = params.frequency_penalty, params.presence_penalty
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         scores = bias(mask(logits, allowed, banned), params.logit_bias)
+        seen = np.concatenate([np.asarray(ids, np.int64) for ids in (prompt_ids, output_ids)])
+        if params.watermark is not None:
+            scores = params.watermark.mark(scores, seen[-1])
         if params.repetition_penalty != 1:
-            seen = np.concatenate([np.asarray(ids, np.int64) for ids in (prompt_ids, output_ids)])
             scores = penalize_repetition(scores, seen, params.repetition_penalty)
         return penalize_frequency(scores, output_ids, frequency, presence)
 
@@ -363,12 +367,7 @@ def choose(
     bool [V], a grammar's mask. banned: ids that must not come now (stop ids before min_tokens).
     """
     scores = process(
-        logits,
-        params,
-        prompt_ids=prompt_ids,
-        output_ids=output_ids,
-        allowed=allowed,
-        banned=banned,
+        logits, params, prompt_ids=prompt_ids, output_ids=output_ids, allowed=allowed, banned=banned
     )
     if not (_finite(logits) and _finite(scores)):
         return Choice(0, 0.0, RowStatus.NOT_FINITE)

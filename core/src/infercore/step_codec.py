@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from infercore.sampling import SamplingParams
 from infercore.step import SlotInit, Step, StepResult
+from infercore.watermark import Watermark
 
 _Array: TypeAlias = NDArray[Any]
 _ALIGN = 8
@@ -125,6 +126,8 @@ def _describe_init(init: SlotInit) -> dict[str, Any]:
 def _read_init(entry: Mapping[str, Any], reader: "_Reader") -> SlotInit:
     sampling = dict(entry["sampling"])
     sampling["logit_bias"] = dict(sampling["logit_bias"])
+    if sampling["watermark"] is not None:
+        sampling["watermark"] = Watermark(**sampling["watermark"])
     prompt, output, stops = (reader.array(np.int32, (count,)) for count in entry["counts"])
     return SlotInit(
         entry["slot"], SamplingParams(**sampling), prompt, output, stops, entry["min_position"]

@@ -58,7 +58,7 @@ def _checked(file: Path, name: str, value: Any, flag: Flag) -> Any:
         if isinstance(values, list) and all(isinstance(each, str) for each in values):
             return values
         raise ConfigError(f"--{NAME} {file}: {name!r} takes a list of strings. Given: {value!r}")
-    takes = {float: (int, float)}.get(flag.kind, flag.kind)
+    takes = (int, float) if flag.kind is float else (flag.kind,)
     if isinstance(value, takes) and isinstance(value, bool) == (flag.kind is bool):
         return value
     raise ConfigError(

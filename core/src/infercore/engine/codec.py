@@ -12,6 +12,7 @@ from infercore.engine.info import EngineInfo
 from infercore.engine.request import EngineStats, FinishReason, Output, Request, TokenLogprobs
 from infercore.errors import InvalidRequest, Overloaded, RequestError
 from infercore.sampling import SamplingParams
+from infercore.watermark import Watermark
 
 METHOD = "/infercore.engine.Engine/Connect"
 """The one RPC: a stream of ToEngine in, a stream of ToRouter out."""
@@ -37,11 +38,13 @@ _FROM_WIRE: Mapping[int, FinishReason | None] = {wire: r for r, wire in _TO_WIRE
 
 
 def fill(message: Message, facts: object) -> None:
-    """Copy a flat dataclass into the message whose fields have the same names."""
+    """Copy a dataclass into the message whose fields have the same names."""
     for descriptor in message.DESCRIPTOR.fields:
         value = getattr(facts, descriptor.name)
         if isinstance(value, Mapping):
             getattr(message, descriptor.name).update(value)
+        elif isinstance(value, Watermark):
+            fill(getattr(message, descriptor.name), value)
         elif isinstance(value, tuple):
             getattr(message, descriptor.name).extend(value)
         elif value is not None:
@@ -49,18 +52,19 @@ def fill(message: Message, facts: object) -> None:
 
 
 def facts(message: Message) -> dict[str, Any]:
-    """{field name: value} of a flat message; an absent optional field is None."""
+    """{field name: value} of a message; an absent optional field is None."""
     found: dict[str, Any] = {}
     for descriptor in message.DESCRIPTOR.fields:
         name = descriptor.name
         value = getattr(message, name)
-        if descriptor.message_type is not None:  # a map: every other field here is a scalar
+        if descriptor.has_presence and not message.HasField(name):
+            found[name] = None
+        elif isinstance(value, pb.Watermark):
+            found[name] = Watermark(**facts(value))
+        elif descriptor.message_type is not None:  # a map: no other message is in a dataclass
             found[name] = dict(value)
-        elif descriptor.is_repeated:
-            found[name] = tuple(value)
         else:
-            absent = descriptor.has_presence and not message.HasField(name)
-            found[name] = None if absent else value
+            found[name] = tuple(value) if descriptor.is_repeated else value
     return found
 
 
@@ -130,9 +134,12 @@ def encode_outputs(outputs: Sequence[Output]) -> bytes:
     message = pb.ToRouter()
     packed = message.outputs
     packed.request_ids.extend([output.request_id for output in outputs])
-    packed.counts.extend([len(output.token_ids) for output in outputs])
+    counts = [len(output.token_ids) for output in outputs]
+    if any(count != 1 for count in counts):
+        packed.counts.extend(counts)
     packed.tokens.extend([token for output in outputs for token in output.token_ids])
-    packed.finish.extend([_TO_WIRE[output.finish_reason] for output in outputs])
+    if any(output.finish_reason is not None for output in outputs):
+        packed.finish.extend([_TO_WIRE[output.finish_reason] for output in outputs])
     if any(output.logprobs is not None for output in outputs):
         packed.chosen.extend(_chosen(outputs))
     for row, output in enumerate(outputs):
@@ -150,24 +157,29 @@ def decode_outputs(packed: pb.Outputs) -> tuple[list[PlainToken], list[Output]]:
 
     A request has at most one output in a step, so nothing is lost by taking them apart.
     """
-    tokens = list(packed.tokens)
+    # slices, since iterating over a packed field costs twice as much
+    request_ids, tokens = packed.request_ids[:], packed.tokens[:]
     chosen: list[float | None] = [None if math.isnan(each) else each for each in packed.chosen]
     chosen = chosen or [None] * len(tokens)
+    counts, finish = packed.counts[:], packed.finish[:]
+    if not (counts or finish or packed.tops or packed.firsts):
+        return list(zip(request_ids, tokens, chosen, strict=True)), []
     apart = {each.row for each in packed.tops} | {each.row for each in packed.firsts}
     apart.update(each.row for each in packed.failures)
+    ones, unfinished = [1] * len(request_ids), [pb.NONE] * len(request_ids)
     plain: list[PlainToken] = []
     others: dict[int, Output] = {}
     start = 0
-    for row, (request_id, count, finish) in enumerate(
-        zip(packed.request_ids, packed.counts, packed.finish, strict=True)
+    for row, (request_id, count, wire) in enumerate(
+        zip(request_ids, counts or ones, finish or unfinished, strict=True)
     ):
-        if count == 1 and not finish and row not in apart:
+        if count == 1 and not wire and row not in apart:
             plain.append((request_id, tokens[start], chosen[start]))
             start += 1
             continue
         end = start + count
         output = others[row] = Output(request_id, tokens[start:end])
-        output.finish_reason = _FROM_WIRE[finish] if finish else None
+        output.finish_reason = _FROM_WIRE[wire]
         known = [TokenLogprobs(each) for each in chosen[start:end] if each is not None]
         output.logprobs = known or None
         start = end

@@ -63,7 +63,7 @@ class Submit(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., attempt: _Optional[int] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., arrival: _Optional[float] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("temperature", "top_k", "top_p", "typical_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "max_tokens", "min_tokens", "stop_token_ids", "ignore_eos", "logprobs", "prompt_logprobs")
+    __slots__ = ("temperature", "top_k", "top_p", "typical_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "max_tokens", "min_tokens", "stop_token_ids", "ignore_eos", "logprobs", "prompt_logprobs", "watermark")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,7 @@ class SamplingParams(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    WATERMARK_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_k: int
     top_p: float
@@ -103,7 +104,18 @@ class SamplingParams(_message.Message):
     ignore_eos: bool
     logprobs: int
     prompt_logprobs: int
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ...) -> None: ...
+    watermark: Watermark
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., watermark: _Optional[_Union[Watermark, _Mapping]] = ...) -> None: ...
+
+class Watermark(_message.Message):
+    __slots__ = ("key", "gamma", "delta")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    key: int
+    gamma: float
+    delta: float
+    def __init__(self, key: _Optional[int] = ..., gamma: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("phase", "done", "total")
@@ -116,7 +128,7 @@ class Progress(_message.Message):
     def __init__(self, phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class EngineInfo(_message.Message):
-    __slots__ = ("model_id", "model_path", "revision", "architecture", "backend", "devices", "dtype", "kv_dtype", "quantization", "vocab_size", "eos_ids", "num_parameters", "max_model_len", "max_input_len", "max_num_seqs", "max_batch_tokens", "block_size", "kv_blocks", "kv_tokens", "memory_total", "memory_weights", "memory_workspace", "memory_kv", "prompt_logprobs", "late_inputs", "batch_invariant", "capabilities")
+    __slots__ = ("model_id", "model_path", "revision", "architecture", "backend", "devices", "dtype", "kv_dtype", "quantization", "vocab_size", "eos_ids", "num_parameters", "max_model_len", "max_input_len", "max_num_seqs", "max_batch_tokens", "block_size", "kv_blocks", "kv_tokens", "memory_total", "memory_weights", "memory_workspace", "memory_kv", "prompt_logprobs", "late_inputs", "batch_invariant", "capabilities", "watermark")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +156,7 @@ class EngineInfo(_message.Message):
     LATE_INPUTS_FIELD_NUMBER: _ClassVar[int]
     BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    WATERMARK_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     model_path: str
     revision: str
@@ -171,10 +184,11 @@ class EngineInfo(_message.Message):
     late_inputs: bool
     batch_invariant: bool
     capabilities: str
-    def __init__(self, model_id: _Optional[str] = ..., model_path: _Optional[str] = ..., revision: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., vocab_size: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., num_parameters: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_input_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., memory_total: _Optional[int] = ..., memory_weights: _Optional[int] = ..., memory_workspace: _Optional[int] = ..., memory_kv: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., late_inputs: _Optional[bool] = ..., batch_invariant: _Optional[bool] = ..., capabilities: _Optional[str] = ...) -> None: ...
+    watermark: bool
+    def __init__(self, model_id: _Optional[str] = ..., model_path: _Optional[str] = ..., revision: _Optional[str] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., dtype: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., vocab_size: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., num_parameters: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_input_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., memory_total: _Optional[int] = ..., memory_weights: _Optional[int] = ..., memory_workspace: _Optional[int] = ..., memory_kv: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., late_inputs: _Optional[bool] = ..., batch_invariant: _Optional[bool] = ..., capabilities: _Optional[str] = ..., watermark: _Optional[bool] = ...) -> None: ...
 
 class EngineStats(_message.Message):
-    __slots__ = ("steps", "running", "waiting", "kv_blocks", "kv_blocks_used", "prompt_tokens", "cached_tokens", "generated_tokens", "dropped_tokens", "preemptions", "failed_steps", "own_seconds", "wait_seconds", "padded_tokens")
+    __slots__ = ("steps", "running", "waiting", "kv_blocks", "kv_blocks_used", "prompt_tokens", "cached_tokens", "generated_tokens", "dropped_tokens", "preemptions", "failed_steps", "own_seconds", "wait_seconds", "padded_tokens", "joined_steps", "phase_failures", "prompts_per_step", "step_counts", "step_seconds")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +203,11 @@ class EngineStats(_message.Message):
     OWN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PADDED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    JOINED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+    STEP_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     steps: int
     running: int
     waiting: int
@@ -203,7 +222,12 @@ class EngineStats(_message.Message):
     own_seconds: float
     wait_seconds: float
     padded_tokens: int
-    def __init__(self, steps: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., failed_steps: _Optional[int] = ..., own_seconds: _Optional[float] = ..., wait_seconds: _Optional[float] = ..., padded_tokens: _Optional[int] = ...) -> None: ...
+    joined_steps: int
+    phase_failures: _containers.RepeatedScalarFieldContainer[int]
+    prompts_per_step: _containers.RepeatedScalarFieldContainer[int]
+    step_counts: _containers.RepeatedScalarFieldContainer[int]
+    step_seconds: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, steps: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., failed_steps: _Optional[int] = ..., own_seconds: _Optional[float] = ..., wait_seconds: _Optional[float] = ..., padded_tokens: _Optional[int] = ..., joined_steps: _Optional[int] = ..., phase_failures: _Optional[_Iterable[int]] = ..., prompts_per_step: _Optional[_Iterable[int]] = ..., step_counts: _Optional[_Iterable[int]] = ..., step_seconds: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("stats",)

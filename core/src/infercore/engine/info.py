@@ -13,6 +13,7 @@ class EngineInfo:
     max_model_len, max_input_len, max_num_seqs, max_batch_tokens: the limits in force.
     memory_*: the split that the banner shows. kv_tokens: tokens that all KV blocks hold.
     capabilities: what the executor declares, `Capabilities.facts` as JSON.
+    watermark: it marks texts.
     """
 
     model_id: str
@@ -42,3 +43,4 @@ class EngineInfo:
     late_inputs: bool
     batch_invariant: bool
     capabilities: str
+    watermark: bool = False

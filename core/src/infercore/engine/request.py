@@ -98,6 +98,8 @@ class EngineStats:
     kv_usage: share of KV blocks that running sequences hold, 0 to 1 (cached blocks that
         nobody holds do not count). own_seconds: the step loop without waiting for the executor.
     padded_tokens: run to fill a planned shape; they belong to no sequence.
+    joined_steps, phase_failures, prompts_per_step, step_counts, step_seconds: of `StepTimes`;
+        () before the first heartbeat.
     """
 
     steps: int = 0
@@ -114,6 +116,11 @@ class EngineStats:
     padded_tokens: int = 0
     own_seconds: float = 0.0
     wait_seconds: float = 0.0
+    joined_steps: int = 0
+    phase_failures: tuple[int, ...] = ()
+    prompts_per_step: tuple[int, ...] = ()
+    step_counts: tuple[int, ...] = ()
+    step_seconds: tuple[float, ...] = ()
 
     @property
     def kv_usage(self) -> float:
