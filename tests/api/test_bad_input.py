@@ -233,7 +233,6 @@ def test_completions_that_cannot_be_served(
         ("/generate", {"truncate": 0}, "`truncate` must be strictly positive"),
         ("/generate", {"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5"),
         ("/generate", {"grammar": {"type": "regex", "value": "a"}}, "grammar"),
-        ("/generate", {"watermark": True}, "watermark"),
         ("/generate", {"adapter_id": "x"}, "adapter_id"),
     ],
 )

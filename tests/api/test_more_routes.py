@@ -101,7 +101,6 @@ async def test_of_several_broken_rules_the_first_is_told(router: Router, first: 
         ),
         ({}, "`inputs` must have less than 511 tokens. Given: 600"),
         ({"grammar": {"type": "regex", "value": "a"}}, "grammar is not supported"),
-        ({"watermark": True}, "watermark is not supported"),
         ({"adapter_id": "a"}, "adapter_id is not supported"),
     ],
 )

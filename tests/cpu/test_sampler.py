@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from infercore import sampling
 from infercore.sampling import Choice, RowStatus, SamplingParams, choose, top_logprobs
 from infercore.step import LateInputs, SlotInit, Step
+from infercore.watermark import Watermark
 from infercore.worker.sampler import Sampled, Sampler
 from infercore.worker.sampling_ops import HEAD, SMALL_HASH, noise, noise_at, ranked
 
@@ -90,6 +91,11 @@ def sample(
     return sampler.sample(torch.from_numpy(logits), every, step_of(rows), late)
 
 
+def random_mark(rng: np.random.Generator) -> Watermark:
+    key = int(rng.integers(0, 2**64, dtype=np.uint64))
+    return Watermark(key, float(rng.choice([0.001, 0.25, 0.5, 0.999])), rng.uniform(0.1, 9))
+
+
 def random_params(rng: np.random.Generator, vocab: int) -> SamplingParams:
     def maybe(off: float, *values: float) -> Any:
         return off if rng.random() < 0.6 else float(rng.choice(values))
@@ -105,6 +111,7 @@ def random_params(rng: np.random.Generator, vocab: int) -> SamplingParams:
         frequency_penalty=maybe(0.0, -2.0, -0.1, 0.4, 2.0),
         presence_penalty=maybe(0.0, -1.5, 0.3, 2.0),
         logit_bias={int(t): float(rng.choice([-100, -1.5, 2.0, -np.inf])) for t in biased},
+        watermark=random_mark(rng) if rng.random() < 0.3 else None,
     )
 
 

@@ -35,6 +35,7 @@ INFO = EngineInfo(
     late_inputs=True,
     batch_invariant=True,
     capabilities='{"limits": {}, "features": {}}',
+    watermark=True,
 )
 
 

@@ -31,15 +31,7 @@ from infercore.executor import (
 )
 from infercore.model_spec import ModelSpec
 from infercore.sampling import Choice, RowStatus, choose, log_softmax, top_logprobs
-from infercore.step import (
-    Float32,
-    Int32,
-    LateInputs,
-    SlotInit,
-    Step,
-    StepResult,
-    UInt64,
-)
+from infercore.step import Float32, Int32, LateInputs, SlotInit, Step, StepResult, UInt64
 from step_rules import ARRAYS, check_blocks, check_shapes, unpadded
 from toy_model import ToyModel, unpack
 
@@ -116,6 +108,7 @@ class NumpyExecutor(Executor):
             max_in_flight=max_in_flight,
             tokens_per_step=tokens_per_step,
             late_inputs=FULL if late_inputs else UNKNOWN,
+            watermark=FULL,
             batch_invariant=FULL,
             prompt_logprobs=FULL,
             extras={} if late_inputs else {STEP_MASKS: FULL},

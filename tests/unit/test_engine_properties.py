@@ -13,6 +13,7 @@ from infercore.capabilities import Dimension, StaticDimension
 from infercore.engine.kv_budget import blocks_per_sequence
 from infercore.engine.request import FinishReason, Request
 from infercore.sampling import SamplingParams
+from infercore.watermark import Watermark
 from numpy_executor import NumpyExecutor
 from toy_model import NoRepeat, ToyModel, expected
 
@@ -53,6 +54,7 @@ SAMPLING: dict[str, list[Any]] = {
     "ignore_eos": [False, True, True],
     "logprobs": [None, 0, 2],
     "prompt_logprobs": [None, None, None, 0, 3],
+    "watermark": [None, None, None, Watermark(5, 0.25, 6.0)],
 }
 STATIC = [
     *[()] * 3,

@@ -21,6 +21,7 @@ from infercore.engine import codec
 from infercore.engine import engine_pb2 as pb
 from infercore.engine.engine import Engine
 from infercore.engine.info import EngineInfo
+from infercore.engine.link import Listener
 from infercore.engine.request import EngineStats, FinishReason, Output, Request
 from infercore.engine.server import EngineServer
 from infercore.errors import ConfigError, ExecutorLost, InvalidRequest, Overloaded
@@ -124,7 +125,7 @@ async def serve(
 
     server = EngineServer(launch, 30.0, lambda report, **facts: reports.append((report, facts)))
     path = folder / "engine.sock"
-    serving = asyncio.create_task(server.serve(str(path)))
+    serving = asyncio.create_task(server.serve(Listener(f"unix:{path}")))
     await asyncio.sleep(0)  # it has its signal handlers before anyone ends it
     try:
         yield House(path, toy, reports, serving)
@@ -255,7 +256,7 @@ class Hanging(NumpyExecutor):
 
 launch = lambda progress: Toy(make_engine(Hanging()))
 server = EngineServer(launch, 0.4, lambda report, **facts: None)
-asyncio.run(server.serve(sys.argv[1]))
+asyncio.run(server.serve(Listener("unix:" + sys.argv[1])))
 """
 
 

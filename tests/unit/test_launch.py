@@ -1,12 +1,13 @@
 """What the operator left open is resolved against a backend, and what it has not is refused."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infercore.capabilities import Capabilities
+from infercore.capabilities import FULL, Capabilities
 from infercore.config import EngineConfig
 from infercore.errors import ConfigError, UnsupportedModel
 from infercore.formats import quantization_method
@@ -84,6 +85,43 @@ def test_what_the_backend_has_not_is_refused_with_what_it_has(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         resolved(**options)
+
+
+ROUNDS = replace(CAN, activation_int8=FULL)
+
+
+@pytest.mark.parametrize(
+    ("can", "options", "rounds"),
+    [
+        (CAN, {}, False),
+        (CAN, {"activation_dtype": "bf16"}, False),
+        (ROUNDS, {}, True),
+        (ROUNDS, {"activation_dtype": "int8"}, True),
+        (ROUNDS, {"activation_dtype": "bf16"}, False),
+        (ROUNDS, {"dtype": "float32"}, False),
+        (ROUNDS, {"dtype": "float32", "activation_dtype": "bf16"}, False),
+    ],
+)
+def test_activations_are_rounded_in_bfloat16_where_the_backend_has_it(
+    can: Capabilities, options: dict[str, Any], rounds: bool
+) -> None:
+    found = executor_config(EngineConfig("x", **options), spec(), can)
+    assert found.activation_int8 is rounds
+
+
+@pytest.mark.parametrize(
+    ("can", "options", "says"),
+    [
+        (CAN, {"activation_dtype": "int4"}, "auto, int8, bf16"),
+        (CAN, {"activation_dtype": "int8"}, "does not round activations to int8"),
+        (ROUNDS, {"activation_dtype": "int8", "dtype": "float32"}, "in bfloat16 compute only"),
+    ],
+)
+def test_rounding_that_cannot_be_is_refused(
+    can: Capabilities, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        executor_config(EngineConfig("x", **options), spec(), can)
 
 
 def test_an_executor_with_models_of_its_own_serves_only_those() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from infercore.sampling import SamplingParams
 from infercore.step import SlotInit, Step, StepResult
 from infercore.step_codec import decode_result, decode_step, encode_result, encode_step
+from infercore.watermark import Watermark
 
 INF = float("inf")
 
@@ -43,8 +44,9 @@ def random_step(seed: int, tokens: int, rows: int, groups: int, width: int) -> S
         return random.integers(-(2**31), 2**31, shape).astype(np.int32)
 
     sampling = SamplingParams(
-        temperature=0.3, seed=2**64 - 1, logit_bias={5: -INF, 7: 0.25}, stop=("é\n",), logprobs=3
-    )
+        temperature=0.3, seed=2**64 - 1, logit_bias={5: -INF, 7: 0.25}, stop=("é\n",), logprobs=3,
+        watermark=Watermark(2**64 - 1, 0.25, 1.5) if seed % 2 else None,
+    )  # fmt: skip
     init = SlotInit(3, sampling, ints(tokens), ints(2), ints(0), min_position=9)
     return Step(
         step_id=seed,

@@ -164,6 +164,7 @@ class Backend(ABC):
             block_sizes=(16, 32, 64, 128),
             late_inputs=FULL,
             prompt_logprobs=FULL,
+            watermark=FULL,
             block_copy=Capability(Support.NOT_IMPLEMENTED, "no blocks are kept on the host"),
         )
 

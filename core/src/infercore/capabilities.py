@@ -84,7 +84,9 @@ class Capabilities:
       activation_int8: rounds bf16 activations to int8 for weight-only kinds.
       prompt_logprobs: computes log-probabilities of prompt tokens.
       block_copy: `copy_blocks` works between device and host.
-      graph_capture: `warm_up` captures or compiles whole steps.
+      graph_capture: `warm_up` captures or compiles whole steps; one of a warm shape is replayed, on
+        its own inputs and in the cache that was allocated last.
+      watermark: marks the rows whose sampling says so (`infercore.watermark`).
     """
 
     dtypes: tuple[str, ...]
@@ -103,6 +105,7 @@ class Capabilities:
     prompt_logprobs: Capability = UNKNOWN
     block_copy: Capability = UNKNOWN
     graph_capture: Capability = UNKNOWN
+    watermark: Capability = UNKNOWN
     extras: Mapping[str, Capability] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,8 @@ from functools import partial
 
 from infercore.child import ExitCode, Lifeline
 from infercore.config import EngineConfig
-from infercore.engine.server import EngineServer, Launched
+from infercore.engine.link import Listener
+from infercore.engine.server import EngineServer, Launched, Report
 from infercore.errors import ConfigError, ExecutorLost
 from infercore.executor import Progress
 from infercore.logs import configure_logging, debugging
@@ -25,17 +26,33 @@ log = logging.getLogger(__name__)
 def run(lifeline: Lifeline, launch: Callable[[EngineConfig, Progress], Launched]) -> int:
     """Serve the engine that `launch` builds until SIGTERM. Returns the process's exit code."""
     configure_logging("engine", json_output=lifeline.config["json_output"])
-    faulthandler.enable()  # SIGABRT from the supervisor prints all stacks, even if C code hangs
-    sys.setswitchinterval(0.0005)
     config = EngineConfig(**lifeline.config["engine"])
-    server = EngineServer(partial(launch, config), config.step_timeout, lifeline.report)
+    listener = Listener(f"unix:{lifeline.config['socket']}")
     try:
-        asyncio.run(server.serve(lifeline.config["socket"]))
+        return serve(config, listener, launch, lifeline.report)
     except ConfigError as error:
         if debugging():
             log.exception("the start was refused")
         lifeline.report("refused", message=str(error), exit_code=error.exit_code)
         return error.exit_code
+
+
+def serve(
+    config: EngineConfig,
+    listener: Listener,
+    launch: Callable[[EngineConfig, Progress], Launched],
+    report: Report,
+) -> int:
+    """Serve the engine that `launch` builds until SIGTERM. Returns the process's exit code.
+
+    Raises ConfigError if the start is refused.
+    """
+    faulthandler.enable()  # SIGABRT from a supervisor prints all stacks, even if C code hangs
+    sys.setswitchinterval(0.0005)
+    try:
+        asyncio.run(
+            EngineServer(partial(launch, config), config.step_timeout, report).serve(listener)
+        )
     except ExecutorLost:
         log.exception("the device is gone; this engine ends")
         return ExitCode.EXECUTOR_LOST

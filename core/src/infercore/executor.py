@@ -60,6 +60,8 @@ class ExecutorConfig:
         backend's own limit.
     threads: CPU threads for compute; None = the backend's choice.
     ranks: how many share the model by tensor parallelism; memory and threads are each one's.
+    activation_int8: round inputs of weight-only kinds to int8, per token and group; only where the
+        capability is declared and dtype is "bfloat16".
     """
 
     dtype: str
@@ -71,6 +73,7 @@ class ExecutorConfig:
     memory_budget: int | None = None
     threads: int | None = None
     ranks: int = 1
+    activation_int8: bool = False
 
 
 class GroupKind(Enum):

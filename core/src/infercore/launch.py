@@ -172,6 +172,7 @@ def _info(
         late_inputs=bool(capabilities.late_inputs),
         batch_invariant=bool(capabilities.batch_invariant),
         capabilities=json.dumps(capabilities.facts()),
+        watermark=bool(capabilities.watermark),
     )
 
 
@@ -238,7 +239,25 @@ def executor_config(
         memory_budget=config.memory_budget,
         threads=config.threads,
         ranks=config.ranks,
+        activation_int8=_activation_int8(config.activation_dtype, dtype, capabilities),
     )
+
+
+def _activation_int8(wanted: str, dtype: str, capabilities: Capabilities) -> bool:
+    """Whether inputs of weight-only kinds are rounded: never unless the compute dtype is bf16."""
+    _choice("activation_dtype", wanted, ("auto", "int8", "bf16"))
+    answer = capabilities.activation_int8
+    if wanted == "int8" and dtype != "bfloat16":
+        raise ConfigError(
+            f"activations are rounded to int8 in bfloat16 compute only, and dtype is {dtype}; "
+            "leave activation_dtype out, or choose dtype bfloat16"
+        )
+    if wanted == "int8" and not answer:
+        raise ConfigError(
+            f"this backend does not round activations to int8 ({answer.support.value}"
+            f"{answer.detail and ': '}{answer.detail}); leave activation_dtype out"
+        )
+    return wanted != "bf16" and dtype == "bfloat16" and bool(answer)
 
 
 def _largest_step(config: EngineConfig, capabilities: Capabilities) -> StepShape:

@@ -89,8 +89,8 @@ class SamplingParams:
     watermark: "Watermark | None" = None
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
+        stop: Any = self.stop  # one text is taken too
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for name, low, high, low_open in _RANGES:
             value = getattr(self, name)

@@ -127,7 +127,8 @@ class StepResult:
         asked for, 0 if none did. Rows that asked for fewer take their first few.
     prompt_logprobs float32[T], prompt_top_ids int32[T, N], prompt_top_logprobs float32[T, N]:
         at tokens with a target; None if the step had no target.
-    seconds: device time by phase ("forward", "sample").
+    seconds: device time by phase ("forward", "sample"; "capture" where the step's shape had to be
+        captured or compiled first).
     """
 
     step_id: int

@@ -218,6 +218,28 @@ FLAGS: tuple[Flag, ...] = (
         "router.stall_timeout",
         default=None,
     ),
+    ours(
+        "engine",
+        str,
+        NETWORK,
+        "HOST:PORT of an engine that `infercore engine` serves; by default one is started here.",
+        "serve.engine_address",
+        default=None,
+    ),
+    ours(
+        "engine-secret-file",
+        str,
+        NETWORK,
+        "File with the secret that the engine of --engine asks for.",
+        "serve.engine_secret_file",
+    ),
+    ours(
+        "engine-ca-file",
+        str,
+        NETWORK,
+        "Certificates (PEM) that the engine of --engine is known by; needed beyond loopback.",
+        "serve.engine_ca_file",
+    ),
     flag(
         "hostname",
         str,

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 import infercore
 from infercore.errors import InferCoreError
 from infercore.logs import debugging
-from infercore_api.cli import serve
+from infercore_api.cli import engine, serve
 from infercore_api.cli.config import config
 from infercore_api.cli.plugins import plugins
 from infercore_api.cli.watermark import watermark
@@ -80,6 +80,7 @@ def build() -> typer.Typer:
         del version
 
     serve.add_to(cli)
+    engine.add_to(cli)
     cli.add_typer(config, name="config")
     cli.add_typer(plugins, name="plugins")
     cli.add_typer(watermark, name="watermark")

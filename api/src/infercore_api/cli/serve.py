@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ def serve(**values: Any) -> None:
     sys.exit(run(serve_options(values)))
 
 
-def with_flags(command: Any) -> Any:
-    """`command`, whose keyword arguments become the flags and `--config`; it may have its own."""
+def with_flags(command: Any, flags: Sequence[Flag] = FLAGS) -> Any:
+    """`command`, whose keyword arguments become `flags` and `--config`; it may have its own."""
     own = inspect.signature(command).parameters.values()
     parameters = [each for each in own if each.kind is not inspect.Parameter.VAR_KEYWORD]
     parameters.append(_parameter(config_file.NAME, config_file.option(), Path | None))
-    parameters += [_parameter(flag.key, _option(flag), _type(flag)) for flag in FLAGS]
+    parameters += [_parameter(flag.key, _option(flag), _type(flag)) for flag in flags]
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command

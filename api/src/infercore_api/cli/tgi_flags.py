@@ -36,10 +36,6 @@ TGI_FLAGS: tuple[Flag, ...] = (
     refused(
         "tokenizer-config-path", str, "settings are read from the model's folder; put it there", ""
     ),
-    refused("otlp-endpoint", str, "traces are not exported; use /metrics and the logs", ""),
-    refused("otlp-service-name", str, "traces are not exported; leave it out", ""),
-    refused("watermark-gamma", float, "the watermark is not served; leave it out", ""),
-    refused("watermark-delta", float, "the watermark is not served; leave it out", ""),
     refused(
         "weights-cache-override", str, "use --huggingface-hub-cache, or a folder as --model-id", ""
     ),

@@ -53,7 +53,8 @@ def prepare(state: RouterState, body: ChatBody) -> Sequence[Prompt]:
     # the template wrote the special tokens itself
     ids = state.tokenizer.encode(text, add_special_tokens=False)
     max_tokens = state.limits.fit(len(ids), body.most_tokens, "messages")
-    sampling = body.sampling(max_tokens, body.num_logprobs)
+    mark = state.limits.mark(body.watermark)
+    sampling = body.sampling(max_tokens, body.num_logprobs, mark)
     return choices_of(Prompt(text, ids, sampling, body.include_stop_str_in_output), body.n)
 
 

@@ -63,7 +63,8 @@ def _prepare(state: RouterState, body: CompletionBody) -> Sequence[Prompt]:
         logprobs = body.logprobs
         if body.candidates > body.n and logprobs is None:
             logprobs = 0  # candidates are compared by them
-        sampling = body.sampling(max_tokens, logprobs, echoed)
+        mark = state.limits.mark(body.watermark)
+        sampling = body.sampling(max_tokens, logprobs, mark, echoed)
         prompt = Prompt(text, ids, sampling, body.include_stop_str_in_output)
         prepared += choices_of(prompt, body.candidates)
     return prepared

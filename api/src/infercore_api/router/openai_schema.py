@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 
 from infercore.errors import InvalidRequest
 from infercore.sampling import SamplingParams
+from infercore.watermark import Watermark
 from infercore_api.router.validation import Body, ExactBody, Limits
 
 IGNORED = frozenset(
@@ -64,6 +65,7 @@ class OpenAIBody(ExactBody):
     ignore_eos: bool = False
     stop_token_ids: list[int] = Field(default_factory=list)
     include_stop_str_in_output: bool = False
+    watermark: bool = False
 
     @property
     def stops(self) -> list[str]:
@@ -76,6 +78,7 @@ class OpenAIBody(ExactBody):
         limits.check_stop(self.stops)
         limits.check_ids(self._bias(), "logit_bias")
         limits.check_ids(self.stop_token_ids, "stop_token_ids")
+        limits.mark(self.watermark)
 
     def _bias(self) -> dict[int, float]:
         try:
@@ -90,7 +93,11 @@ class OpenAIBody(ExactBody):
         return self.seed + 2**64 if self.seed and -(2**63) <= self.seed < 0 else self.seed
 
     def sampling(
-        self, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None
+        self,
+        max_tokens: int,
+        logprobs: int | None,
+        mark: Watermark | None,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """The core's parameters. Raises InvalidRequest for a value out of range."""
         return SamplingParams(
@@ -111,6 +118,7 @@ class OpenAIBody(ExactBody):
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            watermark=mark,
         )
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from infercore.watermark import PUBLIC_KEY, Watermark, key_of
+
 
 @dataclass(frozen=True, slots=True)
 class RouterOptions:
@@ -22,6 +24,12 @@ class RouterOptions:
     vertex_predict_route, vertex_health_route: paths of Vertex AI's own choice, None = no others.
     allowed_hosts: names that the Host header may have; () = any.
     cors_allow_origin: origins of pages that browsers let call the server; "*" = any.
+    grpc_port: where gRPC is served, None = nowhere.
+    vllm_metrics: `/metrics` has series under vLLM's names too.
+    otlp_endpoint: URL of the collector that gets traces; None = what OTEL_* says, or none.
+    otlp_service_name: the service that traces say they are of.
+    watermark_key: the secret of marked texts; "" = the key that everybody knows.
+    watermark_gamma, watermark_delta: share of green tokens, and what their logits gain.
     """
 
     model_names: tuple[str, ...]
@@ -42,3 +50,16 @@ class RouterOptions:
     vertex_health_route: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     cors_allow_origin: tuple[str, ...] = ()
+    grpc_port: int | None = None
+    vllm_metrics: bool = False
+    otlp_endpoint: str | None = None
+    otlp_service_name: str = "infercore.router"
+    watermark_key: str = field(default="", repr=False)
+    watermark_gamma: float = 0.5
+    watermark_delta: float = 2.0
+
+    @property
+    def watermark(self) -> Watermark:
+        """What marks texts and finds the mark. Raises InvalidRequest for numbers out of range."""
+        key = key_of(self.watermark_key) if self.watermark_key else PUBLIC_KEY
+        return Watermark(key, self.watermark_gamma, self.watermark_delta)

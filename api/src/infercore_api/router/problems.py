@@ -147,6 +147,11 @@ class Problem:
     def name(self) -> str:
         return self.row.error_type
 
+    @property
+    def text(self) -> str:
+        """The error in TGI's words."""
+        return self.row.text.format(self.message)
+
     def status(self, path: str) -> int:
         flat = not speaks_openai(path) and not speaks_anthropic(path)
         return self.row.status if flat else self.row.openai_status
@@ -158,8 +163,7 @@ class Problem:
             inner = {"type": kind, "message": self.message}
             return json.dumps({"type": "error", "error": inner})
         if not speaks_openai(path):
-            text = self.row.text.format(self.message)
-            return json.dumps({"error": text, "error_type": self.row.error_type})
+            return json.dumps({"error": self.text, "error_type": self.row.error_type})
         return json.dumps(
             {
                 "error": {

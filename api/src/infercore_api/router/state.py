@@ -37,7 +37,8 @@ class RouterState:
     step_watch: StepWatch = field(init=False)
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.engine)
+        vllm_model = self.model_name if self.options.vllm_metrics else None
+        self.metrics = Metrics(self.engine, vllm_model)
         self.generator = Generator(
             self.engine, self.tokenizer, self.metrics, self.options.max_concurrent_requests
         )

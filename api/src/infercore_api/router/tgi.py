@@ -14,6 +14,7 @@ from infercore_api.router.tgi_generate import add_generation
 from infercore_api.router.tokenization import add_tokenization
 from infercore_api.router.validation import MAX_STOP_LENGTH
 from infercore_api.router.vertex import add_vertex
+from infercore_api.router.watermark import add_watermark
 
 API_VERSION = (1, 0)
 
@@ -25,6 +26,7 @@ def register_routes(app: FastAPI, state: RouterState) -> None:
     add_sagemaker(router, app)
     add_vertex(router, state)
     add_tokenization(router, state)
+    add_watermark(router, state)
     _add_facts(router, state)
     add_health(router, state)
     app.include_router(router)
@@ -58,6 +60,8 @@ def _info(state: RouterState) -> dict[str, Any]:
         "validation_workers": options.validation_workers,
         "max_client_batch_size": options.max_client_batch_size,
         "payload_limit": options.payload_limit,
+        "watermark_gamma": options.watermark_gamma,
+        "watermark_delta": options.watermark_delta,
         "router": "infercore-router",
         "version": options.version,
         "sha": None,

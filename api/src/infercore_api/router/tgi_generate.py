@@ -45,7 +45,8 @@ def prepare(state: RouterState, body: GenerateBody, *, stream: bool) -> Sequence
     if params.truncate is not None:
         ids = ids[-params.truncate :]
     max_tokens = limits.fit(len(ids), params.max_new_tokens)
-    sampling = params.sampling(max_tokens, params.top_n_tokens)
+    mark = limits.mark(params.watermark)
+    sampling = params.sampling(max_tokens, params.top_n_tokens, mark)
     return choices_of(Prompt(body.inputs, ids, sampling, include_stop=True), params.best_of)
 
 

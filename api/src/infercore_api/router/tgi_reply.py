@@ -73,6 +73,15 @@ def whole(
     generation: Generation, collector: Collector, params: Parameters, *, as_list: bool
 ) -> Response:
     """The reply of `/generate`, or of `/` if `as_list`."""
+    reply = whole_fields(generation, collector, params)
+    body = json.dumps([reply] if as_list else reply, ensure_ascii=False)
+    return Response(body, media_type="application/json")
+
+
+def whole_fields(
+    generation: Generation, collector: Collector, params: Parameters
+) -> dict[str, Any]:
+    """The fields of a whole reply: of the likeliest choice, and of the others in its details."""
     tokens = Tokens(generation.tokenizer)
     best, *others = sorted(generation.choices, key=lambda choice: choice.mean_logprob, reverse=True)
     reply: dict[str, Any] = {"generated_text": generated_text(best, params)}
@@ -86,8 +95,7 @@ def whole(
                 }
                 for other in others
             ]
-    body = json.dumps([reply] if as_list else reply, ensure_ascii=False)
-    return Response(body, media_type="application/json")
+    return reply
 
 
 def _details(

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from infercore.errors import InvalidRequest
 from infercore.sampling import SamplingParams
+from infercore.watermark import Watermark
 from infercore_api.router.validation import Body, Limits
 
 
@@ -67,7 +68,8 @@ class Parameters(Body):
                     "`decoder_input_details` == true is not supported when streaming tokens",
                 )
             limits.check_prompt_logprobs("decoder_input_details")
-        for name in ("grammar", "watermark", "adapter_id"):
+        limits.mark(self.watermark)
+        for name in ("grammar", "adapter_id"):
             if getattr(self, name):
                 _refuse(name, f"{name} is not supported by this server yet")
 
@@ -89,7 +91,9 @@ class Parameters(Body):
             if name in given and not holds:
                 _refuse(name, f"`{name}` {rule}")
 
-    def sampling(self, max_tokens: int, logprobs: int | None) -> SamplingParams:
+    def sampling(
+        self, max_tokens: int, logprobs: int | None, mark: Watermark | None
+    ) -> SamplingParams:
         """The core's parameters; those of sampling only if it samples."""
         return SamplingParams(
             temperature=self.temperature if self.sampled else 0.0,
@@ -103,6 +107,7 @@ class Parameters(Body):
             stop=tuple(self.stop),
             logprobs=logprobs,
             prompt_logprobs=0 if self.decoder_input_details else None,
+            watermark=mark,
         )
 
 

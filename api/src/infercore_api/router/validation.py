@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from infercore.engine.info import EngineInfo
 from infercore.errors import InvalidRequest
+from infercore.watermark import Watermark
 from infercore_api.router.options import RouterOptions
 
 T = TypeVar("T")
@@ -93,7 +94,10 @@ def _check_text(name: str, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may ask for; sizes in tokens. `total_len` is prompt and output together."""
+    """What a request may ask for; sizes in tokens. `total_len` is prompt and output together.
+
+    watermark: how texts are marked, None where the engine cannot.
+    """
 
     best_of: int
     stop_sequences: int
@@ -103,6 +107,7 @@ class Limits:
     total_len: int
     vocab_size: int
     prompt_logprobs: bool
+    watermark: Watermark | None
 
     @classmethod
     def of(cls, options: RouterOptions, info: EngineInfo) -> "Limits":
@@ -115,6 +120,7 @@ class Limits:
             info.max_model_len,
             info.vocab_size,
             info.prompt_logprobs,
+            options.watermark if info.watermark else None,
         )
 
     def check_best_of(self, best_of: int) -> None:
@@ -163,6 +169,12 @@ class Limits:
                 f"`{param}`: log-probabilities of the prompt are not supported by this engine",
                 param,
             )
+
+    def mark(self, wanted: bool) -> Watermark | None:
+        """The watermark of a request that wants one. Raises InvalidRequest if there is none."""
+        if wanted and self.watermark is None:
+            raise InvalidRequest("`watermark`: this engine's backend marks no texts", "watermark")
+        return self.watermark if wanted else None
 
     def fit(
         self, num_prompt: int, max_tokens: int | None, param: str = "inputs", name: str = ""

@@ -32,8 +32,9 @@ from infercore.child import ExitCode
 from infercore.engine import codec
 from infercore.engine import engine_pb2 as pb
 from infercore.engine.info import EngineInfo
+from infercore.engine.link import Listener
 from infercore.engine.request import EngineStats, FinishReason, Output, Request
-from infercore.errors import RequestError
+from infercore.errors import ConfigError, RequestError
 from infercore.executor import Progress
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class _Stream:
 
 
 class EngineServer:
-    """Serves one engine on a Unix socket until `SIGTERM`.
+    """Serves one engine until `SIGTERM`.
 
     launch: builds the engine; runs in the step thread, its errors end `serve`.
     step_timeout: seconds of silence with work pending before the watchdog ends the process.
@@ -106,15 +107,16 @@ class EngineServer:
         self._idle = True  # the step thread waits for work
         self._beat = time.monotonic()  # when it last began a step
 
-    async def serve(self, path: str) -> None:
-        """Listen on `path`, launch, and serve. Raises what `launch` or a step raised."""
+    async def serve(self, listener: Listener) -> None:
+        """Listen, launch, and serve. Raises what `launch` or a step raised."""
         loop = self._loop = asyncio.get_running_loop()
         stopped = asyncio.Event()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, stopped.set)
         server = grpc.aio.server(options=codec.UNLIMITED_MESSAGES)
         server.add_generic_rpc_handlers((_Handler(self._connect),))
-        server.add_insecure_port(f"unix:{path}")
+        self._listener = listener
+        _bind(server, listener)
         await server.start()
         steps = loop.run_in_executor(ThreadPoolExecutor(1, "step"), self._run_steps)
         heart = asyncio.create_task(self._beat_heart())
@@ -239,6 +241,9 @@ class EngineServer:
         self, messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]"
     ) -> None:
         """Serve one router's stream until it ends."""
+        if not self._listener.admits(context.invocation_metadata()):
+            log.warning("a stranger is refused: %s has not the secret", context.peer())
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the secret is wrong or missing")
         self._stream_count += 1
         stream = _Stream(self._stream_count)
         self._streams[stream.number] = stream
@@ -286,6 +291,21 @@ class EngineServer:
             return
         request.request_id += stream.number * _ID_SPACE
         self._inbox.put(request)
+
+
+def _bind(server: grpc.aio.Server, listener: Listener) -> None:
+    """Raises ConfigError if the address cannot be had."""
+    try:
+        if listener.certificate:
+            pair = (listener.key.encode(), listener.certificate.encode())
+            server.add_secure_port(listener.address, grpc.ssl_server_credentials([pair]))
+        else:
+            server.add_insecure_port(listener.address)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"cannot listen on {listener.address}: {error}. Stop the program that uses it, or "
+            "choose another address"
+        ) from error
 
 
 async def _write(

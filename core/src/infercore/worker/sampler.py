@@ -15,7 +15,15 @@ from torch import Tensor
 
 from infercore.sampling import RowStatus
 from infercore.step import NO_LOGPROBS, Float32, Int32, LateInputs, SlotInit, Step, UInt64
-from infercore.worker.sampling_ops import Filters, log_total, noise, noise_at, ranked, survivors
+from infercore.worker.sampling_ops import (
+    Filters,
+    green,
+    log_total,
+    noise,
+    noise_at,
+    ranked,
+    survivors,
+)
 
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -47,6 +55,9 @@ class Sampler:
         self._greedy = np.ones(num_slots, np.bool_)
         self._filtered = np.zeros(num_slots, np.bool_)
         self._processed = np.zeros(num_slots, np.bool_)
+        self._marked = np.zeros(num_slots, np.bool_)
+        # of marked slots: the token that their next one comes after
+        self._latest = torch.zeros(num_slots, dtype=torch.int64, device=device)
 
     def init_slots(self, inits: Sequence[SlotInit]) -> None:
         """Take over admitted or resumed sequences; what their slots held before is forgotten."""
@@ -57,7 +68,10 @@ class Sampler:
             self._greedy[slot] = p.greedy
             self._filtered[slot] = p.top_k > 0 or p.min_p > 0 or min(p.top_p, p.typical_p) < 1
             bans = len(init.stop_ids) > 0 and init.min_position > 0
-            self._processed[slot] = p.has_penalties or bool(p.logit_bias) or bans
+            self._marked[slot] = marked = p.watermark is not None
+            self._processed[slot] = p.has_penalties or bool(p.logit_bias) or marked or bans
+            if marked:
+                self._latest[slot] = int([*init.prompt_ids[-1:], *init.output_ids[-1:]][-1])
             self._history.forget(slot)
             if p.has_penalties:
                 self._history.start(slot, init.prompt_ids, init.output_ids)
@@ -68,7 +82,7 @@ class Sampler:
         self._history = History(self.vocab_size, len(self._inits), self.device)
 
     def sample(self, logits: Tensor, rows: Int32, step: Step, late: LateInputs | None) -> Sampled:
-        """Choose one token per row and append it to the row's history.
+        """Choose one token per row and append it to what the row's slot keeps.
 
         logits: float32 [S, V], not written to. rows: int32[S], which of the step's rows they are.
         Every row's slot was initialised. Ids in logit biases and histories are below V.
@@ -84,6 +98,9 @@ class Sampler:
         status = _status(highest, best, self._tensor(dropped))
         tokens = torch.where(status == RowStatus.OK, tokens, 0)
         self._history.append(slots, tokens, status)
+        if self._marked[slots].any():
+            at = self._tensor(slots).long()
+            self._latest[at] = torch.where(status == RowStatus.OK, tokens, self._latest[at])
         return Sampled(tokens, status, *self._report(logits, tokens, status, step, rows))
 
     def prompt_logprobs(
@@ -115,7 +132,7 @@ class Sampler:
     def _process(
         self, scores: Tensor, slots: Int32, rows: Int32, step: Step, late: LateInputs | None
     ) -> Tensor:
-        """Masks, bans, bias and penalties, in place."""
+        """Masks, bans, bias, marks and penalties, in place."""
         inits = [self._init(slot) for slot in slots]
         if late is not None and len(late.rows):
             self._mask(scores, rows, late)
@@ -133,6 +150,10 @@ class Sampler:
             for token, value in init.sampling.logit_bias.items()
         ]
         self._put(scores, biases, ban=False)
+        marked = np.flatnonzero(self._marked[slots])
+        if len(marked):
+            at = self._tensor(marked)
+            scores[at] = self._mark(scores[at], slots[marked])
         penalized = np.flatnonzero([init.sampling.has_penalties for init in inits])
         if len(penalized):
             at = self._tensor(penalized)
@@ -161,6 +182,16 @@ class Sampler:
             scores[at] = -torch.inf
         else:
             scores[at] += self._tensor(np.array(value, np.float32))
+
+    def _mark(self, scores: Tensor, slots: Int32) -> Tensor:
+        """With each row's delta added to its green tokens."""
+        marks = [mark for slot in slots if (mark := self._init(slot).sampling.watermark)]
+        keys = np.array([mark.key for mark in marks], np.uint64)
+        thresholds = self._tensor(np.array([[mark.threshold] for mark in marks], np.int32))
+        deltas = self._column(np.array([mark.delta for mark in marks], np.float32))
+        contexts = self._latest[self._tensor(slots).long()][:, None]
+        is_green = green(keys, thresholds, contexts, self.vocab_size)
+        return torch.where(is_green, scores + deltas, scores)
 
     def _penalize(self, scores: Tensor, slots: Int32) -> Tensor:
         params = [self._init(slot).sampling for slot in slots]

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from infercore.sampling import KEY_PARITY, LARGEST_V, ROTATIONS, threefry2x32
 from infercore.step import Int32, UInt64
+from infercore.watermark import CONTEXT_BIT, LOT_BITS
 
 HEAD = 1024  # likeliest tokens that filters without top-k look at first
 SMALL_HASH = 2**15  # words below which NumPy hashes faster than torch's many small kernels
@@ -116,14 +118,33 @@ def _typical(head: Tensor, weights: Tensor, p: Tensor) -> Tensor:
 def noise(seeds: UInt64, positions: Int32, vocab: int, device: torch.device) -> Tensor:
     """Gumbel noise of every token, float64 [S, V]."""
     pairs = torch.arange((vocab + 1) // 2, dtype=torch.int32, device=device)[None]
-    words = _hash(seeds, positions, pairs)
+    words = _hash(seeds, _column(positions, device), pairs)
     return _gumbel(torch.stack(words, dim=2).view(len(seeds), -1)[:, :vocab])
 
 
 def noise_at(seeds: UInt64, positions: Int32, ids: Tensor) -> Tensor:
     """Gumbel noise of ids int64 [S, W], float64 [S, W]."""
-    even, odd = _hash(seeds, positions, (ids >> 1).int())
+    even, odd = _hash(seeds, _column(positions, ids.device), (ids >> 1).int())
     return _gumbel(torch.where(ids % 2 == 1, odd, even))
+
+
+def green(keys: UInt64, thresholds: Tensor, contexts: Tensor, vocab: int) -> Tensor:
+    """`watermark.Watermark.green_list` of S rows, bool [S, V].
+
+    thresholds int32[S, 1], contexts int64[S, 1]: on the device.
+    """
+    first, device = contexts.int() | CONTEXT_BIT - 2**32, contexts.device
+    fours = torch.arange((vocab + 3) // 4, dtype=torch.int32, device=device)[None]
+    # a CPU hashes a few rows at a time, those that its caches hold
+    tile = max(1, SMALL_HASH // fours.shape[1]) if device.type == "cpu" else len(keys)
+    lists = torch.empty(len(keys), vocab, dtype=torch.bool, device=device)
+    for at in range(0, len(keys), tile):
+        rows = slice(at, at + tile)
+        words = _hash(keys[rows], first[rows], fours)
+        lots = [word >> shift & (1 << LOT_BITS) - 1 for word in words for shift in (0, LOT_BITS)]
+        flat = torch.stack(lots, dim=2).flatten(1)[:, :vocab]
+        torch.lt(flat, thresholds[rows], out=lists[rows])
+    return lists
 
 
 def _gumbel(words: Tensor) -> Tensor:
@@ -132,18 +153,24 @@ def _gumbel(words: Tensor) -> Tensor:
     return v.clamp_(max=LARGEST_V).double().neg_().log1p_().neg_().log_().neg_()
 
 
-def _hash(seeds: UInt64, positions: Int32, counters: Tensor) -> tuple[Tensor, Tensor]:
-    """Threefry-2x32 of rows' (seed, position) and counters int32 [1 or S, C]: two int32 [S, C]."""
-    key = (seeds & np.uint64(0xFFFFFFFF), seeds >> np.uint64(32))
-    columns = [word.astype(np.uint32)[:, None] for word in (*key, positions)]
-    if counters.device.type == "cpu" and len(seeds) * counters.shape[1] <= SMALL_HASH:
-        low, high, position = columns
-        words = threefry2x32((low, high), (position, counters.numpy().view(np.uint32)))
+def _column(words: NDArray[np.generic], device: torch.device) -> Tensor:
+    """int32 [S, 1] that holds the bits of words of 32 bits [S]."""
+    return torch.from_numpy(words.astype(np.uint32).view(np.int32)).to(device)[:, None]
+
+
+def _hash(keys: UInt64, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Threefry-2x32 of rows' keys and counters (first, second): two int32 [S, C].
+
+    first: int32 [S, 1], second: int32 [1 or S, C], both with the bits of uint32.
+    """
+    low, high = keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)
+    device = second.device
+    if device.type == "cpu" and len(keys) * second.shape[1] <= SMALL_HASH:
+        counter = (first.numpy().view(np.uint32), second.numpy().view(np.uint32))
+        words = threefry2x32((low[:, None], high[:, None]), counter)
         even, odd = (torch.from_numpy(word.view(np.int32)) for word in words)
         return even, odd
-    device = counters.device
-    k0, k1, c0 = (torch.from_numpy(c.view(np.int32)).to(device) for c in columns)
-    return _threefry(k0, k1, c0, counters)
+    return _threefry(_column(low, device), _column(high, device), first, second)
 
 
 def _threefry(k0: Tensor, k1: Tensor, c0: Tensor, c1: Tensor) -> tuple[Tensor, Tensor]:

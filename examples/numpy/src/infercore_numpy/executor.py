@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from infercore.capabilities import FULL, Capabilities, Capability, Support
-from infercore.errors import StepFailed
+from infercore.errors import StepFailed, UnsupportedModel
 from infercore.executor import (
     Bucket,
     CopyDirection,
@@ -87,6 +87,7 @@ class NumpyExecutor(Executor):
             block_sizes=(16, 32, 64, 128),
             batch_tokens=256,
             late_inputs=FULL,
+            watermark=FULL,
             prompt_logprobs=FULL,
             batch_invariant=NO,
             activation_int8=NO,
@@ -97,6 +98,8 @@ class NumpyExecutor(Executor):
     def load(
         self, spec: ModelSpec, weights: Weights, config: ExecutorConfig, progress: Progress
     ) -> KVGroups:
+        if config.ranks != 1:
+            raise UnsupportedModel(f"NumPy serves on one rank, not on {config.ranks}")
         progress("load", 0, 1)
         if config.threads is not None:
             log.info("NumPy's BLAS takes its threads from its own variables, not from here")
