@@ -24,7 +24,13 @@ from memory_engine import MemoryEngine
 from memory_router import MODELS, Router
 from processes import serving
 
-HEALTH = {("GET", path) for path in ("/", "/health", "/health/live", "/health/ready", "/ping")}
+HEALTH = {
+    ("GET", path)
+    for path in (
+        *("/", "/health", "/health/live", "/health/ready", "/ping"),
+        *("/v2/health/live", "/v2/health/ready"),
+    )
+}
 BODY = {"inputs": "Once upon", "parameters": {"max_new_tokens": 2}}
 WRONG: tuple[dict[str, str], ...] = (
     {},
@@ -69,10 +75,14 @@ def leaves(routes: Iterable[Any]) -> Iterator[Route]:
             yield route
 
 
+def _filled(path: str) -> str:
+    return path.replace("{name:path}", "infercore/demo").replace("{version}", "1")
+
+
 def table_of(router: Router) -> set[tuple[str, str]]:
     """(method, path) of every route, with something in the place of parameters."""
     found = {
-        (method, route.path.replace("{name:path}", "infercore/demo"))
+        (method, _filled(route.path))
         for route in leaves(router.app.routes)
         for method in route.methods or ()
     }

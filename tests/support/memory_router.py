@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infercore.text.chat_template import ChatTemplate
 from infercore.text.tokenizer import Tokenizer
-from infercore_api.router import anthropic, openai, tgi
+from infercore_api.router import anthropic, kserve, openai, tgi
 from infercore_api.router.app import create_app
 from infercore_api.router.options import RouterOptions
 from infercore_api.router.state import RouterState
@@ -29,6 +29,7 @@ class Router:
             tgi.register_routes(app, state)
             openai.register_routes(app, state)
             anthropic.register_routes(app, state)
+            kserve.register_routes(app, state)
 
         self.app = create_app(self.state, register)
         transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)

@@ -50,6 +50,8 @@ class RequestRecord:
     @property
     def prefill_seconds(self) -> float:
         """From the queue to the first token; 0 if there was none."""
+        if not self.first_token_seconds:
+            return 0.0
         waited = self.submitted - self.started + self.queue_seconds
         return max(0.0, self.first_token_seconds - waited)
 

@@ -1,7 +1,7 @@
 """Access: which routes need a key, whether a request brings one, and whom it was sent to."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,8 +18,9 @@ def open_routes(*more: str | None) -> frozenset[tuple[str, str]]:
 
     Whatever is not named needs one, routes of plugins too.
     """
-    health = ("/", "/health", "/health/live", "/health/ready", "/ping", *more)
-    return frozenset(("GET", path) for path in health if path)
+    health = ("/", "/health", "/health/live", "/health/ready", "/ping")
+    kserve = ("/v2/health/live", "/v2/health/ready")
+    return frozenset(("GET", path) for path in (*health, *kserve, *more) if path)
 
 
 def is_open(scope: Scope, open_routes: frozenset[tuple[str, str]]) -> bool:
@@ -45,23 +46,32 @@ class Authorization:
         if scope["type"] == "lifespan" or is_open(scope, self._open) or self._allows(scope):
             await self.app(scope, receive, send)
         else:
-            error = HTTPException(
-                401,
-                "The API key is missing or wrong; send it as `Authorization: Bearer KEY`",
-                {"www-authenticate": "Bearer"},
-            )
-            await _refuse(error, scope, receive, send)
+            await _refuse(no_key(), scope, receive, send)
 
     def _allows(self, scope: Scope) -> bool:
-        given = set()
-        for name, value in scope["headers"]:
-            if name == b"x-api-key":
-                given.add(value.strip())
-            elif name == b"authorization":
-                scheme, _, token = value.strip().partition(b" ")
-                if scheme.lower() == b"bearer":
-                    given.add(token.strip())
-        return len(given) == 1 and self._keys.allows(given.pop())
+        return bring_key(scope["headers"], self._keys)
+
+
+def bring_key(headers: Iterable[tuple[bytes, bytes]], keys: ApiKeys) -> bool:
+    """Whether headers, their names in lower case, bring one of `keys`, and nothing against it."""
+    given = set()
+    for name, value in headers:
+        if name == b"x-api-key":
+            given.add(value.strip())
+        elif name == b"authorization":
+            scheme, _, token = value.strip().partition(b" ")
+            if scheme.lower() == b"bearer":
+                given.add(token.strip())
+    return len(given) == 1 and keys.allows(given.pop())
+
+
+def no_key() -> HTTPException:
+    """What a request without a key is told."""
+    return HTTPException(
+        401,
+        "The API key is missing or wrong; send it as `Authorization: Bearer KEY`",
+        {"www-authenticate": "Bearer"},
+    )
 
 
 class HostCheck:

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -15,12 +15,16 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from infercore.errors import RequestError
+from infercore_api.observability.trace_setup import open_traces
 from infercore_api.router.access import Authorization, HostCheck, open_routes
 from infercore_api.router.api_keys import ApiKeys
 from infercore_api.router.middleware import BodyLimit, RequestContext
 from infercore_api.router.options import RouterOptions
 from infercore_api.router.problems import NestedError, documented, problem_of
 from infercore_api.router.state import RouterState
+
+if TYPE_CHECKING:
+    from infercore_api.observability.traces import Traces
 
 
 class RegisterRoutes(Protocol):
@@ -33,9 +37,11 @@ class RegisterRoutes(Protocol):
 def create_app(state: RouterState, register_routes: RegisterRoutes) -> FastAPI:
     """The application that serves `state`, with the routes that plugins register.
 
-    From the outside in: unexpected errors, request id and access log, CORS, Host, authorization,
-    body limits, errors raised on purpose, routes. Raises ConfigError for an unusable file of keys.
+    From the outside in: unexpected errors, traces, request id and access log, CORS, Host,
+    authorization, body limits, errors raised on purpose, routes. Raises ConfigError for an
+    unusable file of keys, or an unusable collector of traces.
     """
+    traces = open_traces(state.options)
     handlers: dict[Any, Any] = dict.fromkeys(
         (RequestError, RequestValidationError, HTTPException, Exception), _answer_problem
     )
@@ -46,15 +52,17 @@ def create_app(state: RouterState, register_routes: RegisterRoutes) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,  # a redirect would go where the client's Host header says
-        lifespan=lambda _: _watching(state),
-        middleware=_stack(state.options),
+        lifespan=lambda _: _watching(state, traces),
+        middleware=_stack(state.options, traces),
         exception_handlers=handlers,
     )
 
     @app.get("/metrics", tags=["operations"])
     async def metrics() -> Response:
         """Metrics in Prometheus' text format."""
-        return Response(state.metrics.render(), media_type="text/plain; version=0.0.4")
+        # a thousand lines and more: on the event loop they would hold streams up
+        text = await asyncio.to_thread(state.metrics.render)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/capabilities", tags=["operations"], responses=documented(NestedError))
     async def capabilities() -> JSONResponse:
@@ -68,18 +76,24 @@ def create_app(state: RouterState, register_routes: RegisterRoutes) -> FastAPI:
 
 
 @asynccontextmanager
-async def _watching(state: RouterState) -> AsyncIterator[None]:
-    """While the application serves, the engine's steps are watched."""
+async def _watching(state: RouterState, traces: "Traces | None") -> AsyncIterator[None]:
+    """While the application serves, the engine's steps are watched, and traces are sent."""
     task = asyncio.create_task(state.step_watch.run(), name="step watch")
     try:
         yield
     finally:
         task.cancel()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
 
-def _stack(options: RouterOptions) -> list[Middleware]:
+def _stack(options: RouterOptions, traces: "Traces | None") -> list[Middleware]:
     health = open_routes(options.vertex_health_route)
     stack = [Middleware(RequestContext)]
+    if traces is not None:
+        from infercore_api.observability.traces import TraceRequests
+
+        stack.insert(0, Middleware(TraceRequests, traces=traces))
     if options.cors_allow_origin:
         stack.append(
             Middleware(

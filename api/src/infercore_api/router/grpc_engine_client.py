@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, Callable
 from time import monotonic
 
 import grpc
@@ -11,6 +11,7 @@ import grpc.aio
 from infercore.engine import codec
 from infercore.engine import engine_pb2 as pb
 from infercore.engine.info import EngineInfo
+from infercore.engine.link import Link
 from infercore.engine.request import EngineStats, FinishReason, Output, Request
 from infercore.errors import EngineUnavailable
 from infercore_api.router.engine_client import EngineClient, EnginePhase, EngineState, Sink
@@ -30,20 +31,19 @@ _UNUSABLE = "request %d is dropped: its output could not be used"
 
 
 class GrpcEngineClient(EngineClient):
-    """Keeps one stream to the engine at `address`, and opens it again whenever it breaks.
+    """Keeps one stream to the engine at `link`, and opens it again whenever it breaks.
 
-    address: gRPC's name of the engine, such as "unix:/run/…/engine.sock".
     heartbeat_timeout: seconds without a message from a ready engine before it counts as lost.
     on_ready: called each time that the engine becomes ready.
     """
 
     def __init__(
         self,
-        address: str,
+        link: Link,
         heartbeat_timeout: float = 10.0,
         on_ready: Callable[[EngineInfo], None] | None = None,
     ) -> None:
-        self._address = address
+        self._link = link
         self._heartbeat_timeout = heartbeat_timeout
         self._on_ready = on_ready
         self._live: dict[int, Sink] = {}
@@ -112,29 +112,43 @@ class GrpcEngineClient(EngineClient):
                 await self._session()
             except grpc.aio.AioRpcError as error:
                 # a socket that is not there yet is how every start looks
-                log.debug("the engine's stream broke: %s", error.details())
+                refused = error.code() is grpc.StatusCode.UNAUTHENTICATED
+                say = log.error if refused else log.debug
+                say("the stream to the engine broke: %s", error.details())
             self._lose("the engine that ran this request died")
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _session(self) -> None:
         """One stream, from its opening until it breaks. Raises AioRpcError."""
-        async with grpc.aio.insecure_channel(self._address, _CHANNEL_OPTIONS) as channel:
+        async with _channel(self._link) as channel:
             self._outbox = asyncio.Queue()
-            stream = channel.stream_stream(codec.METHOD)(_drain(self._outbox), wait_for_ready=True)
+            stream = channel.stream_stream(codec.METHOD)(
+                metadata=self._link.metadata, wait_for_ready=True
+            )
             reader = asyncio.create_task(self._read(stream))
-            watcher = asyncio.create_task(self._watch())
+            tasks = {
+                reader,
+                asyncio.create_task(self._watch()),
+                asyncio.create_task(self._write(stream)),
+            }
             try:
-                await asyncio.wait({reader, watcher}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if reader.done():
                     reader.result()
             finally:
-                reader.cancel()
-                watcher.cancel()
+                for task in tasks:
+                    task.cancel()
+                # a write that failed says only what the reader says too
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, stream: AsyncIterable[bytes]) -> None:
         async for message in stream:
             self._messages += 1
             self._receive(pb.ToRouter.FromString(message))
+
+    async def _write(self, stream: "grpc.aio.StreamStreamCall[bytes, bytes]") -> None:
+        while True:
+            await stream.write(await self._outbox.get())
 
     async def _watch(self) -> None:
         """Return when an engine that was ready has fallen silent."""
@@ -203,6 +217,8 @@ def _delivered(sink: Sink, output: Output) -> bool:
     return True
 
 
-async def _drain(outbox: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
-    while True:
-        yield await outbox.get()
+def _channel(link: Link) -> grpc.aio.Channel:
+    if not link.ca:
+        return grpc.aio.insecure_channel(link.address, _CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(link.ca.encode())
+    return grpc.aio.secure_channel(link.address, credentials, _CHANNEL_OPTIONS)

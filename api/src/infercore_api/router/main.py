@@ -24,6 +24,7 @@ import uvloop
 
 from infercore.child import ExitCode, Lifeline
 from infercore.engine.info import EngineInfo
+from infercore.engine.link import Link
 from infercore.errors import ConfigError
 from infercore.logs import configure_logging, debugging
 from infercore.plugins import PluginManager
@@ -66,7 +67,7 @@ async def serve(lifeline: Lifeline) -> int:
     def tell_ready(info: EngineInfo) -> None:
         lifeline.report("ready", info=asdict(info))
 
-    engine = GrpcEngineClient(config["engine"], on_ready=tell_ready)
+    engine = GrpcEngineClient(Link(**config["engine"]), on_ready=tell_ready)
     model = Path(config["model_path"])
     template = ChatTemplate.open(model)
     state = RouterState(

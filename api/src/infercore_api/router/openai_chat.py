@@ -35,7 +35,9 @@ def add_chat(router: APIRouter, state: RouterState) -> None:
                 request,
                 body.n,
                 lambda: prepare(state, body),
-                lambda generation: ChatEvents(state, body, generation),
+                lambda generation: ChatEvents(
+                    state, body, generation, tgi_client=_is_tgi_client(request, body)
+                ),
             )
         return await serve_whole(
             state,
@@ -44,6 +46,12 @@ def add_chat(router: APIRouter, state: RouterState) -> None:
             lambda: prepare(state, body),
             lambda generation, collector: _whole(state, body, generation, collector),
         )
+
+
+def _is_tgi_client(request: Request, body: ChatBody) -> bool:
+    """Whether TGI's own Python client asks, `text-generation`: it always says `tgi`."""
+    agent = request.headers.get("user-agent", "")
+    return body.model == "tgi" and ("python-requests/" in agent or "aiohttp/" in agent)
 
 
 def prepare(state: RouterState, body: ChatBody) -> Sequence[Prompt]:
@@ -82,16 +90,24 @@ def _whole(
 
 
 class ChatEvents:
-    """Listener of a streamed chat: deltas of every choice, then the usage if it was asked for."""
+    """Listener of a streamed chat: deltas of every choice, then the usage if it was asked for.
+
+    tgi_client: TGI's own, which wants the role in every delta and fails at `[DONE]`.
+    """
 
     stream: EventStream
 
-    def __init__(self, state: RouterState, body: ChatBody, generation: Generation) -> None:
+    def __init__(
+        self, state: RouterState, body: ChatBody, generation: Generation, *, tgi_client: bool
+    ) -> None:
         self._tokenizer = state.tokenizer
         self._generation = generation
         self._usage = body.stream_options.include_usage
         self._continuous = body.stream_options.continuous_usage_stats
         self._logprobs = body.logprobs
+        self._tgi_client = tgi_client
+        # the role alone comes first, as at OpenAI; clients that add deltas up must see it once
+        self._role = '"assistant"' if tgi_client else "null"
         self._head = Envelope.of(state, "chatcmpl", "chat.completion.chunk").head()
         self._tail = '],"usage":null}\n\n' if self._usage else "]}\n\n"
 
@@ -104,17 +120,16 @@ class ChatEvents:
         reason: FinishReason | None,
     ) -> None:
         if len(choice.output_ids) == 1:
-            # the role alone, as OpenAI begins; clients that add deltas up must see it once
-            self._push(choice.index, "", "null", "null", role='"assistant"')
+            self._push(choice.index, "", "null", "null", '"assistant"')
         shown = "null"
         if logprobs is not None and self._logprobs:
             entry = chat_logprobs(self._tokenizer, (token_id,), (logprobs,))
             shown = json.dumps(entry, ensure_ascii=False)
         if text or reason is not None or self._logprobs:
             ended = "null" if reason is None else f'"{FINISH_REASONS[reason]}"'
-            self._push(choice.index, text, shown, ended)
+            self._push(choice.index, text, shown, ended, self._role)
 
-    def _push(self, index: int, text: str, logprobs: str, reason: str, role: str = "null") -> None:
+    def _push(self, index: int, text: str, logprobs: str, reason: str, role: str) -> None:
         tail = usage_tail(self._generation) if self._continuous else self._tail
         self.stream.push(
             f'{self._head}{{"index":{index},"delta":{{"role":{role},"content":{quoted(text)},'
@@ -124,4 +139,4 @@ class ChatEvents:
     def on_done(self, error: RequestError | None) -> None:
         if error is None and self._usage:
             self.stream.push(self._head + usage_tail(self._generation))
-        self.stream.end(error)
+        self.stream.end(error, done=not self._tgi_client)

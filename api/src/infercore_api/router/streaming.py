@@ -49,6 +49,7 @@ class EventStream(Response):
         self._pending: list[str] = []
         self._connection: Connection | None = None  # while the writer waits for something to do
         self._ended = False
+        self._done = True
         self._error: BaseException | None = None
         self._wake: asyncio.Future[None] | None = None
         self._writing = False
@@ -68,9 +69,13 @@ class EventStream(Response):
         self._pending.append(event)
         self._notify()
 
-    def end(self, error: RequestError | None = None) -> None:
-        """No event follows; after an error the client is told."""
+    def end(self, error: RequestError | None = None, *, done: bool = True) -> None:
+        """No event follows but, on OpenAI's paths, `[DONE]`; after an error the client is told.
+
+        done: False for a client that cannot read `[DONE]`.
+        """
         self._ended = True
+        self._done = done
         self._error = error
         self._notify()
 
@@ -129,7 +134,7 @@ class EventStream(Response):
         error = ""
         if self._error is not None:
             error = problem_of(self._error).event(path)
-        return error + (DONE if speaks_openai(path) else "")
+        return error + (DONE if self._done and speaks_openai(path) else "")
 
     async def _something(self) -> None:
         while not (self._pending or self._ended):

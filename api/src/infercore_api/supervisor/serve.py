@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from infercore.config import EngineConfig
+from infercore.engine.link import Link
 from infercore.errors import ConfigError
 from infercore_api.supervisor.child_process import ChildSpec
 from infercore_api.supervisor.console import ServeConsole
@@ -33,6 +34,7 @@ class ServeOptions:
     router: the fields of RouterOptions; a mapping, since it goes to another process.
     graceful_timeout: seconds that live requests are given at the end.
     engine_module: what runs as the engine's process.
+    link: where an engine is that somebody else runs; None = one is started here.
     """
 
     engine: EngineConfig
@@ -42,6 +44,7 @@ class ServeOptions:
     graceful_timeout: float = 90.0
     json_output: bool = False
     engine_module: str = "infercore.engine_process"
+    link: Link | None = None
 
 
 def serve(options: ServeOptions) -> int:
@@ -58,9 +61,10 @@ def serve(options: ServeOptions) -> int:
         )
         directory = held.enter_context(RunDirectory())
         engine, model_path = _resolve(options.engine, console.progress)
+        link = options.link or Link(f"unix:{directory.socket}")
         supervisor = Supervisor(
-            engine_spec(options, engine, directory),
-            router_spec(options, model_path, directory, listener),
+            None if options.link else engine_spec(options, engine, directory),
+            router_spec(options, model_path, link, listener),
             directory,
             console,
             silence=engine.step_timeout,
@@ -122,13 +126,13 @@ def engine_spec(options: ServeOptions, engine: EngineConfig, directory: RunDirec
 
 
 def router_spec(
-    options: ServeOptions, model_path: Path, directory: RunDirectory, listener: socket.socket
+    options: ServeOptions, model_path: Path, link: Link, listener: socket.socket
 ) -> ChildSpec:
     return ChildSpec(
         "router",
         "infercore_api.router.main",
         {
-            "engine": f"unix:{directory.socket}",
+            "engine": asdict(link),
             "listen": listener.fileno(),
             "hostname": options.hostname,
             "model_path": str(model_path),

@@ -54,13 +54,14 @@ class CrashLoop(InferCoreError):
 class Supervisor:
     """Runs one engine and one router until a signal, or until one of them cannot run.
 
+    engine: None where somebody else runs it; then only the router is kept.
     silence: seconds without a heartbeat after which a ready engine is killed.
     graceful_timeout: seconds that live requests are given to finish.
     """
 
     def __init__(
         self,
-        engine: ChildSpec,
+        engine: ChildSpec | None,
         router: ChildSpec,
         directory: RunDirectory,
         observer: Observer,
@@ -68,8 +69,8 @@ class Supervisor:
         silence: float,
         graceful_timeout: float,
     ) -> None:
-        self._specs = (engine, router)
-        self._engine_name, self._router_name = engine.name, router.name
+        self._specs = (router,) if engine is None else (engine, router)
+        self._engine_name, self._router_name = "engine", router.name
         self._directory = directory
         self._observer = observer
         self._silence = silence

@@ -1,0 +1,1 @@
+"""The router's gRPC side: our generation service, KServe's, health and reflection."""
