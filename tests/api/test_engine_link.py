@@ -104,10 +104,11 @@ def test_a_server_comes_back_to_an_engine_that_was_started_again(folder: Path) -
         env={"INFERCORE_THREADS": ""},  # the engine's, and refused beside --engine
     )
     body = {"inputs": "Once", "parameters": {"max_new_tokens": 4}}
+    engines: list[subprocess.Popen[bytes]] = []
     try:
         for end in (signal.SIGKILL, signal.SIGTERM):
             with (folder / "engine.log").open("ab") as log:
-                engine = subprocess.Popen(command, stdout=log, stderr=log)
+                engines.append(engine := subprocess.Popen(command, stdout=log, stderr=log))
             eventually(lambda: status(server, "/health") == 200, 60, "the engine is found")
             reply = httpx2.post(f"{server.url}/generate", json=body, timeout=60)
             assert reply.status_code == 200, reply.text
@@ -116,7 +117,8 @@ def test_a_server_comes_back_to_an_engine_that_was_started_again(folder: Path) -
             eventually(lambda: status(server, "/health") == 503, 10, "its end is seen")
         assert httpx2.post(f"{server.url}/generate", json=body).status_code == 503
     finally:
-        engine.kill()
+        for engine in engines:
+            engine.kill()
         assert server.end() == 0
     assert "Traceback" not in server.log.read_text() + (folder / "engine.log").read_text()
 
