@@ -6,7 +6,7 @@ the router shows a secret that both have in a file, and beyond loopback the link
 
 import hmac
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Listener:
     certificate: str = field(default="", repr=False)
     key: str = field(default="", repr=False)
 
-    def admits(self, metadata: Sequence[tuple[str, str | bytes]] | None) -> bool:
+    def admits(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
         """Whether a stream that begins so may go on. Compares in constant time."""
         if not self.secret:
             return True
