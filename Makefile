@@ -15,10 +15,11 @@ INPUTS := pyproject.toml constraints.txt $(ALL:%=%/pyproject.toml) \
           $(wildcard backends/$(BACKEND)/native/*) $(wildcard backends/$(BACKEND)/hatch_build.py)
 SERVING := $(VENV)/serving-$(BACKEND)
 DEV     := $(VENV)/dev-$(BACKEND)
+TOOLS   := .venv-quant-tools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve dev test check check-all format lint mypy pyright imports wheels conformance defects bench clean
+.PHONY: help serve dev test check check-all format lint mypy pyright imports wheels conformance defects quant-tools bench clean
 
 help: ## show the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -61,11 +62,18 @@ conformance: $(DEV) ## does a backend keep the contract? BACKEND=cpu; ARGS passe
 defects: $(DEV) ## the suite over planted defects: ARGS="--named" for minutes, all of it for hours
 	PYTHONPATH=tests/defects:tests/support $(BIN)/python -m planted --jobs $(JOBS) $(ARGS)
 
+quant-tools: $(DEV) ## load what `quantize` writes with the formats' own packages
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install -q -U pip setuptools wheel ninja
+	$(TOOLS)/bin/pip install -q torch==2.13.0 numpy==2.2.6 transformers==5.23.0 bitsandbytes==0.50.2 compressed-tensors==0.20.0 optimum==2.3.0 accelerate
+	$(TOOLS)/bin/pip install -q --no-build-isolation gptqmodel==7.6.0 torch==2.13.0 transformers==5.23.0 numpy==2.2.6
+	INFERCORE_QUANT_TOOLS=$(abspath $(TOOLS))/bin/python $(BIN)/python -m pytest tests/quantization/test_official_tools.py
+
 bench: $(SERVING) ## measure offline and over HTTP; ARGS passes options
 	@exec $(BIN)/infercore bench --backend $(BACKEND) $(ARGS)
 
 clean: ## remove what these verbs made
-	rm -rf $(VENV) backends/*/src/*/*.so .venv-wheels dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) backends/*/src/*/*.so .venv-wheels $(TOOLS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
