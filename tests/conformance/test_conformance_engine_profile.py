@@ -1,104 +1,22 @@
-"""The engine profile: green on what is right, and each check fails for its own cause."""
+"""The engine profile: what its comparison lets pass, and that backends pass it."""
 
-import inspect
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine_defects import DEFECTS, Sound, SoundSim
 from infercore.engine.request import FinishReason, TokenLogprobs
-from infercore_conformance import fixtures
-from infercore_conformance.catalogue import entries
 from infercore_conformance.engine_answers import Answer, compare, differing_bits
-from infercore_conformance.engine_fixtures import same, serve
 from infercore_conformance.engine_traffic import request
-from infercore_conformance.fixtures import numerics
-from infercore_conformance.models import VOCAB, config_of, write_model
+from infercore_conformance.models import VOCAB
 from infercore_conformance.steps import prompt
-from infercore_conformance.subject import Implementation, Subject
 
-__all__ = ["numerics", "same", "serve"]  # fixtures of the suite, which its checks ask for
 INFERCORE = Path(sys.executable).with_name("infercore")
-PARAMETERS: dict[str, Any] = {
-    "architecture": "LlamaForCausalLM",
-    "rows": 7,
-    "tokens": 7,
-    "kv_intact": False,
-    "dtype": "float32",
-}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> fixtures.Models:
-    def model(architecture: str | None = None, **overrides: Any) -> Path:
-        folder = tmp_path_factory.mktemp("model")
-        write_model(folder, config_of(architecture or "LlamaForCausalLM", **overrides))
-        return folder
-
-    return model
-
-
-@pytest.fixture
-def subject(request: pytest.FixtureRequest) -> Subject:
-    cls: type[Sound] = request.param
-    executor = cls()
-    capabilities = executor.capabilities()
-    executor.shutdown()
-    who = Implementation("acme", "1.0", "1.0")
-    return Subject(cls.__name__, who, cls, cls.probe(), capabilities)
-
-
-def run(check: str, fixture: pytest.FixtureRequest) -> None:
-    """Call a check of the suite in this process, with one value of each of its parameters."""
-    [entry] = [entry for entry in entries() if entry.check.id == check]
-    module, _, line = entry.place.partition(":")
-    for name, function in vars(import_module(module)).items():
-        if name.startswith("test_") and inspect.getsourcelines(function)[1] == int(line):
-            function(
-                **{
-                    name: PARAMETERS[name] if name in PARAMETERS else fixture.getfixturevalue(name)
-                    for name in inspect.signature(function).parameters
-                }
-            )
-            return
-    raise AssertionError(f"{entry.place} holds no test")
-
-
-@pytest.mark.parametrize(
-    ("subject", "check", "says"),
-    [pytest.param(cls, cls.caught_by, cls.says, id=cls.__name__) for cls in DEFECTS],
-    indirect=["subject"],
-)
-def test_a_defect_fails_its_check(
-    subject: Subject, check: str, says: str, request: pytest.FixtureRequest
-) -> None:
-    with pytest.raises(AssertionError, match=says):
-        run(check, request)
-
-
-CHECKED = sorted({(cls.caught_by, cls.backend) for cls in DEFECTS}, key=str)
-
-
-@pytest.mark.parametrize(
-    ("subject", "check"),
-    [
-        pytest.param(SoundSim if backend is SoundSim.backend else Sound, check, id=check)
-        for check, backend in CHECKED
-    ],
-    indirect=["subject"],
-)
-def test_its_check_passes_without_the_defect(
-    subject: Subject, check: str, request: pytest.FixtureRequest
-) -> None:
-    run(check, request)
-
 
 # --- what the comparison lets pass ---------------------------------------------------------------
 

@@ -182,8 +182,10 @@ def test_the_guide_leaves_out_no_call_and_no_capability() -> None:
     assert {*Backend.__abstractmethods__, "configure", "capabilities", "compile"} <= calls
     ids = {entry.check.id for entry in catalogue.entries()}
     profiles = tuple(f"{name}." for name in catalogue.profile_names())
-    named = {span for span in spans if span.startswith(profiles)}
-    assert named <= ids, named - ids
+    for span in spans:
+        if span.startswith(profiles):  # a check, or "http.streams.…" for those that begin so
+            start = span.removesuffix("…")
+            assert span in ids or (start != span and any(i.startswith(start) for i in ids)), span
 
 
 def clean_environment(folder: Path) -> Path:

@@ -61,6 +61,20 @@ def test_memory_is_what_was_allocated(folder: Path) -> None:
         assert sim.backend.memory()[1] == before + cache - one_block
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_allocator_agrees_with_what_memory_says(tmp_path: Path, dtype: str) -> None:
+    """Weights neither less nor more, to 2 %; blocks and the step's workspace to the byte."""
+    make_tiny(tmp_path, "llama", vocab_size=4000)
+    with device(tmp_path, dtype=dtype, kv_dtype=dtype) as sim:
+        memory = sim.executor.memory()
+        one_block = sum(group.bytes_per_block for group in sim.groups)
+        in_use = sim.backend.memory()[1]
+        assert in_use - one_block == pytest.approx(memory.weights, rel=0.02)
+        for blocks in (BLOCKS, 3 * BLOCKS):
+            sim.executor.allocate_kv({group.name: blocks for group in sim.groups})
+            assert sim.backend.memory()[1] - in_use == (blocks - 1) * one_block
+
+
 @pytest.mark.parametrize("vocab_size", [160, 4000])
 def test_every_step_fits_beside_what_memory_said_is_free(tmp_path: Path, vocab_size: int) -> None:
     """A whole context in chunks beside decodes: the last chunk, or its reports, take most."""

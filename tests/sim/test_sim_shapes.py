@@ -99,3 +99,30 @@ def test_a_bucket_that_the_device_cannot_have_breaks_the_contract(
 ) -> None:
     with device(folder, "") as sim, pytest.raises(RuleBroken, match="no multiple of"):
         sim.plan(bucket)
+
+
+@pytest.mark.parametrize("words", ["", "no-graph"])
+def test_a_captured_step_is_one_launch_and_any_other_one_per_operation(
+    folder: Path, words: str
+) -> None:
+    with device(folder, words) as sim:
+        sim.plan(SMALL, LARGE)
+        graphs, stepper = sim.executor.graphs, sim.stepper()
+        for number, bucket in enumerate((SMALL, LARGE, SMALL)):
+            run(sim.executor, padded(stepper.step([(Sequenced(number, prompt(9)), 9)]), bucket))
+        if words:
+            assert graphs.captures == 0
+            assert graphs.launches > 3 * len(sim.spec.layers)
+        else:
+            assert (graphs.captures, graphs.launches) == (2, 3)
+
+
+def test_a_step_of_a_shape_that_was_not_captured_is_launched_by_its_operations(
+    folder: Path,
+) -> None:
+    """A dimension that needs no planning has sizes that warm-up did not see."""
+    with device(folder, "dynamic-tokens") as sim:
+        sim.plan(SMALL)
+        step = sim.stepper().step([(Sequenced(0, prompt(9)), 9)])
+        run(sim.executor, padded(step, Bucket(17, 4, 4)))
+        assert sim.executor.graphs.launches > len(sim.spec.layers)

@@ -144,6 +144,34 @@ def badge(
     _exit(work)
 
 
+@conformance.command()
+def matrix(
+    reports: Annotated[list[Path], typer.Argument(help="Reports, in the order of the columns.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file, not to the screen.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Write the reports, shortened, into this folder too.")
+    ] = None,
+) -> None:
+    """Show reports beside each other, as a Markdown page."""
+    from infercore_conformance.matrix import as_matrix, write_short
+    from infercore_conformance.report import read_report
+
+    def work() -> int:
+        made = [read_report(report) for report in reports]
+        page = as_matrix(made)
+        if keep is not None:
+            for report in made:
+                write_short(report, keep / f"{report['implementation']['backend']}.json")
+        if output is None:
+            return _say(page)
+        output.write_text(page, encoding="utf-8")
+        return 0
+
+    _exit(work)
+
+
 conformance.command()(diff)
 
 

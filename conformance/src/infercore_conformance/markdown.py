@@ -12,6 +12,7 @@ def as_markdown(report: Report) -> str:
         f"# {who['distribution']} {who['version']}: backend `{who['backend']}`",
         "",
         _verdict(report),
+        *_requirements(report),
         "",
         f"    {run['command']}",
         "",
@@ -29,6 +30,15 @@ def _verdict(report: Report) -> str:
     word = "Conformant" if report["conformant"] else "Not conformant"
     devices = ", ".join(report["hardware"]["devices"])
     return f"{word} with contract {report['contract']}, suite {report['suite']}, on {devices}."
+
+
+def _requirements(report: Report) -> Iterator[str]:
+    """Which set it answers; reports of earlier suites do not say."""
+    required = report.get("requirements")
+    if required is not None:
+        total, contract = required["checks"], required["contract"]
+        run = total - len(required["missing"])
+        yield f"Of the {total} checks that contract {contract} asks for, it ran {run}."
 
 
 def _numerics(report: Report) -> Iterator[str]:

@@ -121,6 +121,7 @@ class Sequences:
         self.blocks: dict[int, list[int]] = {}
         self.outputs: dict[int, list[Tensor]] = {}
         self.lengths: dict[int, int] = {}
+        self._drawn_as: dict[int, int] = {}  # of sequences that began as another one
 
     def step(self, rows: Rows, *, spare_rows: int = 0, spoilt: int | None = None) -> None:
         """Compute one step of the rows.
@@ -146,6 +147,16 @@ class Sequences:
         )
         self._keep(rows, torch.stack([out.float().cpu() for out in outs], dim=1))
 
+    def fork(self, name: int, other: int) -> None:
+        """`other` begins with what `name` has, in the same blocks, and goes on in its own.
+
+        `name` is at the end of a block.
+        """
+        self.blocks[other] = list(self.blocks[name])
+        self.outputs[other] = list(self.outputs[name])
+        self.lengths[other] = self.lengths[name]
+        self._drawn_as[other] = name
+
     def release(self, name: int) -> None:
         """Its blocks are the next ones that are handed out."""
         self.free += self.blocks.pop(name)
@@ -163,7 +174,8 @@ class Sequences:
         bound = max(bound, error_bound(dtype, kv_dtype))
         accuracy = Accuracy(numerics, dtype, bound)
         for name, length in self.lengths.items():
-            expected = self.shape.expected(name, length, wide=self.wide)
+            drawn = self._drawn_as.get(name, name)
+            expected = self.shape.expected(drawn, length, wide=self.wide)
             what = f"sequence {name} of {length} tokens, blocks of {self.size} {case}"
             accuracy.check(self.output(name), expected, what)
 
@@ -173,7 +185,8 @@ class Sequences:
 
     def _new(self, name: int, count: int) -> "Float32":
         length = self.lengths[name]
-        return self.shape.drawn(name, length, wide=self.wide)[length - count :]
+        drawn = self._drawn_as.get(name, name)
+        return self.shape.drawn(drawn, length, wide=self.wide)[length - count :]
 
     def _keep(self, rows: Rows, made: "Tensor") -> None:
         at = 0

@@ -18,6 +18,7 @@ from infercore_conformance import __version__
 from infercore_conformance.checks import Level
 from infercore_conformance.expected import Expected
 from infercore_conformance.outcomes import Case, Figure, Outcome, Record
+from infercore_conformance.required import answered
 from infercore_conformance.verdicts import Verdict, judge
 
 SCHEMA_VERSION = 1
@@ -49,6 +50,7 @@ def make_report(
         **record.subject,
         "run": {**asdict(run), "started": run.started.isoformat(timespec="seconds")},
         "conformant": bool(verdicts) and not any(v.counts_against for v in verdicts),
+        "requirements": answered(record.subject["contract"], [v.check.id for v in verdicts]),
         "profiles": {
             name: _profile(v for v in verdicts if v.check.profile == name) for name in names
         },

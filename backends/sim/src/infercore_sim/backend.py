@@ -97,6 +97,11 @@ class SimBackend(Backend):
             for cache in rank.caches:
                 cache.forgets = True
 
+    @property
+    def operations(self) -> int:
+        """That were computed so far."""
+        return self._memory.operations
+
     def memory(self) -> tuple[int, int]:
         return self._memory.ceiling, self._memory.used
 
@@ -127,6 +132,7 @@ class SimBackend(Backend):
             collectives=("threads",),
             late_inputs=self._unless("late"),
             prompt_logprobs=self._unless("prompt-logprobs"),
+            watermark=FULL,
             graph_capture=self._unless("graph"),
             batch_invariant=Capability(
                 Support.UNSUPPORTED, "torch's products round differently for another batch"

@@ -24,6 +24,7 @@ from infercore.model_spec import ModelSpec
 from infercore.step import Bool, Int32, LateInputs, Step, StepResult
 from infercore_sim.faults import spoilt
 from infercore_sim.flight import Copying, Flight
+from infercore_sim.graphs import Graphs
 from infercore_sim.lookahead import Lookahead
 from infercore_sim.memory import OutOfMemory
 from infercore_sim.options import Fault
@@ -39,13 +40,16 @@ T = TypeVar("T")
 class SimExecutor(Executor):
     """Runs steps in order in a thread of its own, one at a time, on `inner`.
 
-    A broken contract raises RuleBroken where it shows. `shapes` tells what was compiled.
+    A broken contract raises RuleBroken where it shows. `shapes` tells what was compiled, `graphs`
+    what was captured and what the host had to launch.
     """
 
     def __init__(self, backend: "SimBackend", inner: Executor) -> None:
         self.backend = backend
         self.inner = inner
-        self.shapes = Shapes(backend.capabilities().static_dimensions)
+        can = backend.capabilities()
+        self.shapes = Shapes(can.static_dimensions)
+        self.graphs = Graphs(can_capture=bool(can.graph_capture))
         self._lookahead = Lookahead()
         self._submitted = 0
         self._followable: Bool = np.zeros(0, np.bool_)  # in the step submitted last
@@ -79,6 +83,7 @@ class SimExecutor(Executor):
     def warm_up(self, buckets: Sequence[Bucket], deadline: float, progress: Progress) -> int:
         count = self.shapes.warm_up(buckets, deadline, progress)
         self._call(lambda: self.inner.warm_up(buckets[:count], deadline, lambda *_: None))
+        self.graphs.capture(buckets[:count])
         return count
 
     def submit(self, step: Step) -> Handle:
@@ -114,6 +119,7 @@ class SimExecutor(Executor):
             self._go(flight)
         flight.check_arrays()
         self.backend.sabotage(flight.fault)
+        before = self.backend.operations
         step = self._lookahead.begun(flight.step)
         handle = self.inner.submit(step)
         if step.late:
@@ -122,6 +128,7 @@ class SimExecutor(Executor):
         result = self._lookahead.finished(
             step, handle.result(), size, lambda more: self.inner.submit(more).result()
         )
+        self.graphs.launch(flight.step, self.backend.operations - before)
         return spoilt(result, flight.fault)
 
     def _late_inputs(self, flight: Flight) -> LateInputs:

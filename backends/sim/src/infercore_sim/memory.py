@@ -20,13 +20,14 @@ class DeviceMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts every storage that an operation of the entered thread makes, until it is freed.
 
     What an operation returns in a storage that none of its inputs has is the device's; arrays of
-    the host come in without an operation, and are not.
+    the host come in without an operation, and are not. operations: how many there were.
     """
 
     def __init__(self, ceiling: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ceiling = ceiling
         self.refuses_next = False  # the fault on demand
+        self.operations = 0
         self._used = 0
         self._peak = 0
         # A storage may be freed by any thread, at any moment, even while one holds the lock.
@@ -71,6 +72,7 @@ class DeviceMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        self.operations += 1
         out = func(*args, **kwargs)
         given = {t.untyped_storage().data_ptr() for t in _tensors((args, *kwargs.values()))}
         for tensor in _tensors(out):

@@ -24,8 +24,9 @@ def slots_are_off_by_one(step: Step) -> Step:
 
 @defect(at="step", caught_by="executor.model.reference")
 def context_is_one_short(step: Step) -> Step:
-    """A row does not read its own newest key."""
-    return replace(step, context_len=np.maximum(step.context_len - 1, 1))
+    """A decode does not read its own newest key."""
+    short = (np.diff(step.query_start) == 1) & (step.context_len > 1)
+    return replace(step, context_len=step.context_len - short.astype(np.int32))
 
 
 @defect(at="step", caught_by="executor.kv.order")
@@ -55,6 +56,14 @@ def last_block_is_the_one_before(step: Step) -> Step:
 def fresh_blocks_are_not_cleared(step: Step) -> Step:
     """What stood in a block stays there when it is handed out again."""
     return replace(step, fresh_blocks=tuple(blocks[:0] for blocks in step.fresh_blocks))
+
+
+@defect(at="step", caught_by="executor.kv.reused")
+def last_block_is_read_to_its_end(step: Step) -> Step:
+    """A decode reads its last block whole, whatever stands behind its own tokens."""
+    whole = (-(-step.context_len // SIZE) * SIZE).astype(np.int32)
+    decodes = np.diff(step.query_start) == 1
+    return replace(step, context_len=np.where(decodes, whole, step.context_len))
 
 
 @defect(at="step", caught_by="executor.kv.shared")

@@ -29,7 +29,7 @@ def a_kv_dtype_too_many(right: Declare) -> Capabilities:
     return replace(can, kv_dtypes=(*can.kv_dtypes, "float8_e4m3"))
 
 
-@defect(at="Executor.capabilities", caught_by="executor.step.batch_invariant")
+@defect(at="Executor.capabilities", caught_by="executor.step.batch_invariant", base="sim")
 def batch_invariance_is_declared(right: Declare) -> Capabilities:
     """Bits are said not to depend on the batch, and do."""
     return replace(right(), batch_invariant=FULL)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from infercore.errors import StepFailed
+from infercore.errors import StepDropped, StepFailed
 from infercore.executor import CopyDirection, Executor, Handle
 from infercore.step import Int32, Step, StepResult
 from planted.defect import defect, replaced
@@ -127,3 +127,25 @@ def copies_wait_for_their_result(
     return replaced(
         handle, "result", lambda _, timeout: right(group, src, dst, direction).result(timeout)
     )
+
+
+@defect(
+    at="Executor.submit",
+    caught_by="executor.in_flight.refused",
+    cause="StepDropped",
+    stateful=True,
+)
+def a_refused_step_drops_the_one_before() -> Callable[[Submit, Step], Handle]:
+    """Whatever is refused ends what is in flight with it."""
+    newest: list[Handle] = []
+
+    def dropped(right: Wait, timeout: float | None = None) -> StepResult:
+        raise StepDropped(f"step {right(timeout).step_id} was followed by one that was refused")
+
+    def submit(right: Submit, step: Step) -> Handle:
+        if step.extras:
+            replaced(newest[-1], "result", dropped)
+        newest.append(right(step))
+        return newest[-1]
+
+    return submit

@@ -138,3 +138,11 @@ def late_steps_do_not_follow(step: Step) -> Step:
     if not step.late:
         return step
     return replace(step, token_source=np.full_like(step.token_source, -1))
+
+
+@defect(at="late", caught_by="executor.late.mask_sampled")
+def sampled_rows_are_not_masked(late: LateInputs, step: Step) -> LateInputs:
+    """A mask binds greedy rows only."""
+    sampled = [init.slot for init in step.slot_init if not init.sampling.greedy]
+    bound = ~np.isin(step.slots[late.rows], sampled)
+    return replace(late, rows=late.rows[bound], bitmask=late.bitmask[bound])

@@ -28,6 +28,7 @@ Call = Callable[[], None]
 WarmUp = Callable[[Sequence[Bucket], float, Progress], int]
 
 _newest: list[Submit] = []  # what is shared where nothing is to be
+_freed: list[bool] = []
 
 
 @defect(at="Executor.load", caught_by="executor.load.groups")
@@ -127,6 +128,26 @@ def damage_is_not_told(
         raise CheckpointError("the model could not be loaded") from None
 
 
+@defect(at="Executor.load", caught_by="executor.load.block_size", cause="UnsupportedModel")
+def one_block_size_is_built(
+    right: Load, spec: ModelSpec, weights: Weights, config: ExecutorConfig, progress: Progress
+) -> KVGroups:
+    """Of the block sizes that are declared the largest has no kernel."""
+    if config.block_size > 64:
+        raise UnsupportedModel(f"there is no kernel for blocks of {config.block_size} tokens")
+    return right(spec, weights, config, progress)
+
+
+@defect(at="Executor.load", caught_by="executor.load.architecture", cause="UnsupportedModel")
+def a_family_has_no_kernel(
+    right: Load, spec: ModelSpec, weights: Weights, config: ExecutorConfig, progress: Progress
+) -> KVGroups:
+    """Of the families that are declared one does not load."""
+    if spec.architecture == "LlamaForCausalLM":
+        raise UnsupportedModel(f"there are no kernels for {spec.architecture}")
+    return right(spec, weights, config, progress)
+
+
 @defect(at="Executor.load", caught_by="executor.model.reference")
 def cache_is_in_another_dtype(
     right: Load, spec: ModelSpec, weights: Weights, config: ExecutorConfig, progress: Progress
@@ -143,6 +164,20 @@ def weights_are_under_reported(right: Callable[[], Memory]) -> Memory:
 
 
 @defect(at="Executor.memory", caught_by="executor.memory.adds_up")
+def weights_are_counted_twice(right: Callable[[], Memory]) -> Memory:
+    """The checkpoint's copy of the weights is counted beside the packed one, and is gone."""
+    memory = right()
+    return replace(memory, weights=2 * memory.weights)
+
+
+@defect(at="Executor.memory", caught_by="executor.memory.weights")
+def weights_are_rounded_up(right: Callable[[], Memory]) -> Memory:
+    """A twentieth is added to the weights, to be on the safe side."""
+    memory = right()
+    return replace(memory, weights=memory.weights * 21 // 20)
+
+
+@defect(at="Executor.memory", caught_by="executor.memory.adds_up")
 def budget_is_exceeded(right: Callable[[], Memory]) -> Memory:
     """Memory is promised beyond the operator's budget."""
     memory = right()
@@ -154,6 +189,19 @@ def workspace_is_negative(right: Callable[[], Memory]) -> Memory:
     """The workspace is measured before the step that needs it."""
     memory = right()
     return replace(memory, workspace=-1 - memory.workspace)
+
+
+@defect(
+    at="Executor.memory",
+    caught_by="executor.memory.free_is_free",
+    cause="MemoryBudgetError",
+    thorough=True,
+    base="sim",
+)
+def memory_is_promised_twice(right: Callable[[], Memory]) -> Memory:
+    """Memory is promised that is not there."""
+    memory = right()
+    return replace(memory, total=2 * memory.total)
 
 
 @defect(at="Executor", caught_by="executor.memory.no_leak", slow=True, thorough=True)
@@ -255,6 +303,24 @@ def shutdown_needs_a_model(executor: Executor) -> None:
         right()
         if not loaded:
             raise RuntimeError("there is no model")
+
+    replaced(replaced(executor, "load", load), "shutdown", shutdown)
+
+
+@defect(at="Executor", caught_by="executor.shutdown.again", cause="ExecutorLost")
+def the_device_is_freed_for_good(executor: Executor) -> None:
+    """What the shutdown of a model has freed cannot be had again in its process."""
+    loaded: list[bool] = []
+
+    def load(right: Load, *arguments: Any) -> KVGroups:
+        if _freed:
+            raise ExecutorLost("the device was freed; restart the process")
+        loaded.append(True)
+        return right(*arguments)
+
+    def shutdown(right: Call) -> None:
+        right()
+        _freed.extend(loaded)
 
     replaced(replaced(executor, "load", load), "shutdown", shutdown)
 

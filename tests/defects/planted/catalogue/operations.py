@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from infercore.errors import StepDropped
 from planted.defect import defect
 
 if TYPE_CHECKING:
@@ -182,3 +183,20 @@ def ranks_are_gathered_backwards(right: Callable[..., "Tensor"], x: "Tensor", di
     """The last rank's part comes first."""
     whole = right(x, dim)
     return whole.roll(x.shape[dim], dim)
+
+
+@defect(at="Backend.collective", caught_by="ops.collective.who", base="sim")
+def ranks_count_from_one(right: Callable[[int], Any], ranks: int) -> Any:
+    """The first rank says that it is the second."""
+    end = right(ranks)
+    end.rank += 1
+    return end
+
+
+@defect(at="Collective.all_reduce", caught_by="ops.collective.abort", base="sim")
+def an_abort_is_swallowed(right: Unary, x: "Tensor") -> "Tensor":
+    """A rank that is released takes its own part for the sum, and goes on."""
+    try:
+        return right(x)
+    except StepDropped:
+        return x

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -154,20 +154,22 @@ def nan_is_zero(kind: Kind) -> Kind:
     return replace(kind, data=np.nan_to_num(kind.data))
 
 
-class _Told:
-    """A packed weight that tells a size of its own, and rounds its input on the way."""
+class Told:
+    """A packed weight that tells a size of its own, and may round its input on the way."""
 
-    def __init__(self, right: PackedLinear, nbytes: int, given: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, right: PackedLinear, nbytes: int, given: "Callable[[Tensor], Tensor] | None" = None
+    ) -> None:
         self._right, self.nbytes, self._given = right, nbytes, given
 
     def __call__(self, x: "Tensor") -> "Tensor":
-        return self._right(self._given(x))
+        return self._right(x if self._given is None else self._given(x))
 
 
 @defect(at="Backend.pack", caught_by="quant.memory.told")
 def weights_tell_no_bytes(right: Callable[[Kind], PackedLinear], kind: Kind) -> PackedLinear:
     """A weight in the backend's own layout is not counted."""
-    return _Told(right(kind), 0, lambda x: x)
+    return Told(right(kind), 0)
 
 
 @defect(at="Backend.pack", caught_by="quant.activation")
@@ -176,4 +178,4 @@ def inputs_are_always_rounded(right: Callable[[Kind], PackedLinear], kind: Kind)
     packed = right(kind)
     if kind.activation is None:
         return packed
-    return _Told(packed, packed.nbytes, lambda x: x.half().to(x.dtype))
+    return Told(packed, packed.nbytes, lambda x: x.half().to(x.dtype))
