@@ -246,6 +246,7 @@ async def test_a_lost_device_ends_the_server(tmp_path: Path) -> None:
 HANGING = """
 import asyncio, sys, time
 from engine_traffic import make_engine
+from infercore.engine.link import Listener
 from infercore.engine.server import EngineServer
 from numpy_executor import NumpyExecutor
 from test_engine_server import Toy
