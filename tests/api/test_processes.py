@@ -182,6 +182,19 @@ def test_an_engine_that_is_stopped_is_killed_and_comes_back(folder: Path) -> Non
         assert server.end() == 0
 
 
+def test_a_machine_that_was_paused_ends_nobody(folder: Path) -> None:
+    """All processes stand still for longer than any watchdog waits, in the midst of a stream."""
+    with serving(folder, "--step-timeout", "1", toy=True) as server:
+        stream, family = long_stream(server, 150), server.family()
+        for signum in (signal.SIGSTOP, signal.SIGCONT):
+            for process in family:
+                process.send_signal(signum)
+            time.sleep(3)
+        assert events(stream)[-1]["generated_text"] is not None
+        assert all(alive(process) for process in family)
+        assert server.end() == 0
+
+
 def test_a_step_that_hangs_ends_its_engine_and_the_next_request_works(folder: Path) -> None:
     env = {"TOY_FAULT": "hang", "TOY_MARK": str(folder / "hung")}
     with serving(folder, "--step-timeout", "1", toy=True, env=env) as server:

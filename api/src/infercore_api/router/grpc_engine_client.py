@@ -19,6 +19,7 @@ from infercore_api.router.engine_client import EngineClient, EnginePhase, Engine
 log = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 0.1
+_READ_SECONDS = 0.5
 _CHANNEL_OPTIONS = (
     *codec.UNLIMITED_MESSAGES,
     ("grpc.use_local_subchannel_pool", 1),  # a new stream does not inherit an old one's back-off
@@ -156,6 +157,8 @@ class GrpcEngineClient(EngineClient):
         while seen != self._messages or self._state.phase is not EnginePhase.READY:
             seen = self._messages
             await asyncio.sleep(self._heartbeat_timeout)
+            # if this process was stopped itself, what came meanwhile is read first
+            await asyncio.sleep(_READ_SECONDS)
         log.error("no sign of life from the engine for %.1f s", self._heartbeat_timeout)
 
     def _receive(self, message: pb.ToRouter) -> None:

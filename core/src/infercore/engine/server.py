@@ -187,17 +187,23 @@ class EngineServer:
     # ---- watchdog ---------------------------------------------------------------------------
 
     def _watch(self) -> None:
+        pause = min(1.0, self._step_timeout / 4)
         while True:
-            time.sleep(min(1.0, self._step_timeout / 4))
-            silence = time.monotonic() - self._beat
-            if not self._idle and silence > self._step_timeout:
+            time.sleep(pause)
+            if not self._is_stuck():
+                continue
+            time.sleep(pause)  # if the whole process was stopped, its steps go on first
+            if self._is_stuck():
                 log.critical(
                     "no step finished for %.1f s with work pending; stacks follow, then this "
                     "engine ends. Raise --step-timeout if steps may take so long.",
-                    silence,
+                    time.monotonic() - self._beat,
                 )
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 os._exit(ExitCode.STEP_TIMEOUT)
+
+    def _is_stuck(self) -> bool:
+        return not self._idle and time.monotonic() - self._beat > self._step_timeout
 
     # ---- gRPC thread ------------------------------------------------------------------------
 
