@@ -31,7 +31,11 @@ QUIET = "-Wno-maybe-uninitialized -Wno-psabi -Wno-ignored-attributes"
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16"
 X86 = {"avx2": AVX2, "avx512": AVX512}
-ONCE = ("pool.cpp", "dispatch.cpp")  # and *_api.cpp; every other once per instruction set
+ONCE = (
+    "pool.cpp",
+    "crew.cpp",
+    "dispatch.cpp",
+)  # and *_api.cpp; every other once per instruction set
 
 
 class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]

@@ -18,6 +18,7 @@ from infercore.layers.ops import Ops
 from infercore.sampling import RowStatus, SamplingParams
 from infercore.step import LateInputs, Step, StepResult
 from infercore.worker.torch_executor import TorchExecutor
+from infercore_cpu import native
 from infercore_cpu.backend import CpuBackend
 from model_runs import BLOCKS, check, prompt, quiet
 from stepper import Sequenced, Stepper, executor_config, open_model
@@ -325,7 +326,7 @@ def test_probe_and_capabilities_need_no_model() -> None:
     capabilities = TorchExecutor(CpuBackend()).capabilities()
     assert capabilities.max_in_flight == 2
     assert capabilities.late_inputs
-    assert not capabilities.batch_invariant
+    assert bool(capabilities.batch_invariant) is (native.library() is not None)
 
 
 def test_layers_that_cannot_share_a_cache_are_refused(folder: Path) -> None:

@@ -164,16 +164,40 @@ class Attend {
         for (int row = 0; row < tokens * heads; ++row) part.clear(row, dim);
         const int from = max(index * PARTITION, first_seen(position) / KEY_TILE * KEY_TILE);
         const int to = min((index + 1) * PARTITION, end);
-        for (int at = from; at < to; at += KEY_TILE) key_tile(at);
+        fetch_keys(from, to);
+        for (int at = from; at < to; at += KEY_TILE) key_tile(at, to);
+    }
+
+    // Pages lie anywhere, so what comes next is asked for early: the tile at `at`, before `end`.
+    void fetch_keys(int at, int end) const {
+        for (int here = at; here < min(at + KEY_TILE, end); here += KV_PANEL)
+            fetch(page_of(keys, here) + int64_t(here % args.block_size) * dim, dim);
+    }
+
+    void fetch_values(int at, int end) const {
+        for (int here = at; here < min(at + KEY_TILE, end); here += KV_PANEL)
+            for (int d = 0; d < dim; d += KV_PANEL)
+                fetch(page_of(values, here) + int64_t(d) * args.block_size +
+                          here % args.block_size * KV_PANEL,
+                      KV_PANEL);
+    }
+
+    // `rows` rows of a panel.
+    static void fetch(const T* from, int rows) {
+        const char* at = reinterpret_cast<const char*>(from);
+        for (int byte = 0; byte < rows * KV_PANEL * int(sizeof(T)); byte += 64)
+            __builtin_prefetch(at + byte);
     }
 
     // The positions of [at, at + KEY_TILE) that token t sees, counted from `at`.
     int low(int t, int at) const { return max(0, first_seen(position + t) - at); }
     int high(int t, int at) const { return min(KEY_TILE, position + t + 1 - at); }
 
-    void key_tile(int at) {
+    void key_tile(int at, int end) {
+        fetch_values(at, end);
         const int most = high(tokens - 1, at), least = min(low(0, at), KEY_TILE);
         score(at, least / KV_PANEL, (most + KV_PANEL - 1) / KV_PANEL);
+        fetch_keys(at + KEY_TILE, end);
         for (int t = 0; t < tokens; ++t)
             if (low(t, at) < high(t, at))
                 for (int h = 0; h < heads; ++h) weigh(t * heads + h, low(t, at), high(t, at));

@@ -55,10 +55,14 @@ struct AttentionArgs {
     float softcap;  // 0 = none
 };
 
+// What is wrong with a step's rows, in `plan_attention`'s words to its caller.
+enum class BadPlan : int32_t { NONE = 0, QUERIES = 1, CONTEXT = 2, BLOCK = 3, SLOT = 4 };
+
 // Rows as tiles of at most `tile_tokens` tokens, those with most keys first. Single tokens are
 // computed by partitions where there are too few rows for the threads. Sets the counts of args;
 // there must be room for a tile and a merge per token, and a tile per partition of each row.
-void plan_attention(AttentionArgs& args, int rows, int tile_tokens, AttentionTile* tiles,
+// Plans nothing where an index lies outside of what it counts: no kernel looks at one again.
+BadPlan plan_attention(AttentionArgs& args, int rows, int tile_tokens, AttentionTile* tiles,
                     AttentionMerge* merges);
 
 }  // namespace infercore

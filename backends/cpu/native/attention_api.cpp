@@ -40,13 +40,39 @@ struct Planner {
     }
 };
 
+// Whether all of the numbers lie in [0, limit).
+template <class T>
+bool within(const T* numbers, int64_t count, int64_t limit) {
+    bool inside = true;
+    for (int64_t i = 0; i < count; ++i) inside &= numbers[i] >= 0 && numbers[i] < limit;
+    return inside;
+}
+
+BadPlan check(const AttentionArgs& args, int rows) {
+    if (!within(args.slots, args.tokens, args.num_blocks * args.block_size)) return BadPlan::SLOT;
+    if (args.query_start[0] != 0 || args.query_start[rows] > args.tokens) return BadPlan::QUERIES;
+    for (int row = 0; row < rows; ++row) {
+        const int64_t queries = int64_t(args.query_start[row + 1]) - args.query_start[row];
+        const int64_t context = args.context_len[row];
+        if (queries < 0) return BadPlan::QUERIES;
+        if (context < queries || context > int64_t(args.table_width) * args.block_size)
+            return BadPlan::CONTEXT;
+        const int32_t* table = args.block_table + int64_t(row) * args.table_width;
+        const int64_t used = (context + args.block_size - 1) / args.block_size;
+        if (!within(table, used, args.num_blocks)) return BadPlan::BLOCK;
+    }
+    return BadPlan::NONE;
+}
+
 }  // namespace
 
-void plan_attention(AttentionArgs& args, int rows, int tile_tokens, AttentionTile* tiles,
+BadPlan plan_attention(AttentionArgs& args, int rows, int tile_tokens, AttentionTile* tiles,
                     AttentionMerge* merges) {
     args.tiles = tiles;
     args.merges = merges;
     args.num_tiles = args.num_merges = args.num_partials = 0;
+    const BadPlan bad = check(args, rows);
+    if (bad != BadPlan::NONE) return bad;
     Planner planner{args, tiles, merges};
     const bool split = threads() > 1 && rows * args.kv_heads < TILES_PER_THREAD * threads();
     for (int row = 0; row < rows; ++row) {
@@ -62,15 +88,17 @@ void plan_attention(AttentionArgs& args, int rows, int tile_tokens, AttentionTil
                      [&](const AttentionTile& a, const AttentionTile& b) {
                          return planner.cost(a) > planner.cost(b);
                      });
+    return BadPlan::NONE;
 }
 
 }  // namespace infercore
 
 extern "C" {
 
-void infercore_plan_attention(infercore::AttentionArgs* args, int rows, int tile_tokens,
-                              infercore::AttentionTile* tiles, infercore::AttentionMerge* merges) {
-    infercore::plan_attention(*args, rows, tile_tokens, tiles, merges);
+// Returns a BadPlan.
+int infercore_plan_attention(infercore::AttentionArgs* args, int rows, int tile_tokens,
+                             infercore::AttentionTile* tiles, infercore::AttentionMerge* merges) {
+    return int(infercore::plan_attention(*args, rows, tile_tokens, tiles, merges));
 }
 
 // Writes the step's keys and values of one layer, then attends.

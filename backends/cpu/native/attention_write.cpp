@@ -7,15 +7,14 @@
 namespace infercore::INFERCORE_ISA {
 namespace {
 
+// One token's head in the cache's dtype.
 template <class T, class S>
-T converted(S x) {
-    if constexpr (std::is_same_v<T, S>) {
-        return x;
-    } else {
-        T y;
-        store_some(&y, splat(to_float(x)), 1);
-        return y;
-    }
+const T* converted(const S* x, int dim, T* room) {
+    if constexpr (std::is_same_v<T, S>) return x;
+    int d = 0;
+    for (; d + WIDTH <= dim; d += WIDTH) store(room + d, load(x + d));
+    if (d < dim) store_some(room + d, load_some(x + d, dim - d), dim - d);
+    return room;
 }
 
 // One token's keys and values of one KV head into its place of the pages.
@@ -29,14 +28,17 @@ void write_token(const AttentionArgs& args, int kv_head, int token) {
     T* keys = static_cast<T*>(args.keys) + page + at / KV_PANEL * KV_PANEL * dim;
     T* values = static_cast<T*>(args.values) + page;
     const int64_t head = int64_t(kv_head) * args.head_dim;
-    const S* k = static_cast<const S*>(args.k) + token * args.k_stride + head;
-    const S* v = static_cast<const S*>(args.v) + token * args.v_stride + head;
+    T key_room[MAX_DIM], value_room[MAX_DIM];
+    const T* k = converted(static_cast<const S*>(args.k) + token * args.k_stride + head,
+                           args.head_dim, key_room);
+    const T* v = converted(static_cast<const S*>(args.v) + token * args.v_stride + head,
+                           args.head_dim, value_room);
     constexpr int ROWS = std::is_same_v<T, BFloat16> ? 2 : 1;  // of a panel that are interleaved
     for (int d = 0; d < args.head_dim; ++d) {
         const int key_line = d / ROWS * ROWS * KV_PANEL, value_line = at / ROWS * ROWS * KV_PANEL;
-        keys[key_line + at % KV_PANEL * ROWS + d % ROWS] = converted<T>(k[d]);
+        keys[key_line + at % KV_PANEL * ROWS + d % ROWS] = k[d];
         values[d / KV_PANEL * KV_PANEL * size + value_line + d % KV_PANEL * ROWS + at % ROWS] =
-            converted<T>(v[d]);
+            v[d];
     }
 }
 

@@ -12,6 +12,8 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "linear_rows.h"
+#include "step.h"
 
 namespace infercore {
 
@@ -19,6 +21,7 @@ struct Kernels {
     const char* name;  // of the instruction set
     bool pairs;        // whether it multiplies two bfloat16 at once
     void (*linear)(const LinearArgs& args, int begin, int end);
+    void (*round_rows)(const RoundArgs& args, int begin, int end);
     void (*attention_write)(const AttentionArgs& args, int begin, int end);
     void (*attention_attend)(const AttentionArgs& args, int begin, int end);
     void (*attention_merge)(const AttentionArgs& args, int begin, int end);
@@ -26,6 +29,10 @@ struct Kernels {
     void (*rope)(const RopeArgs& args, int begin, int end);
     void (*activate)(const ActivationArgs& args, int begin, int end);
     void (*elementary)(int function, const float* x, float* out, int count);
+    void (*embed)(const EmbedArgs& args, int begin, int end);
+    void (*arrange)(const ArrangeArgs& args, int begin, int end);
+    void (*add_bias)(const BiasArgs& args, int begin, int end);
+    void (*linear_rows)(const RowsArgs& args, int begin, int end);
 };
 
 // The table of the set in use: the best that this CPU has, or the one that `use_isa` chose.

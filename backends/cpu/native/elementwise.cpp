@@ -80,8 +80,8 @@ void rope_row(const RopeArgs& args, int row) {
     const int64_t token = row / args.heads, head = row % args.heads;
     const int half = args.dim / 2;
     const T* x = static_cast<const T*>(args.x) + token * args.stride + head * args.dim;
-    const float* cos = args.cos + token * args.dim;
-    const float* sin = args.sin + token * args.dim;
+    const int64_t at = (args.positions == nullptr ? token : args.positions[token]) * args.dim;
+    const float *cos = args.cos + at, *sin = args.sin + at;
     T* out = static_cast<T*>(args.out) + int64_t(row) * args.dim;
     vectors(half, [&](int i, int n) {
         const Floats low = get(x + i, n), high = get(x + half + i, n);
@@ -105,14 +105,15 @@ inline Floats activated(Floats x) {
 
 template <class T, Activation activation>
 void activate_row(const ActivationArgs& args, int row) {
-    const T* x = static_cast<const T*>(args.x) + row * args.stride;
-    T* out = static_cast<T*>(args.out) + int64_t(row) * args.size;
+    const T* x = static_cast<const T*>(args.x) + row * args.stride + args.begin;
+    T* out = static_cast<T*>(args.out) + int64_t(row) * args.size + args.begin;
+    const int size = (args.end < 0 ? args.size : args.end) - args.begin;
     if (args.gated)
-        vectors(args.size, [&](int i, int n) {
+        vectors(size, [&](int i, int n) {
             put(out + i, activated<activation>(get(x + i, n)) * get(x + args.size + i, n), n);
         });
     else
-        vectors(args.size,
+        vectors(size,
                 [&](int i, int n) { put(out + i, activated<activation>(get(x + i, n)), n); });
 }
 

@@ -35,11 +35,12 @@ struct RopeArgs {
     int64_t stride;
     int32_t heads, dim;
     DType dtype;
+    const int64_t* positions = nullptr;  // [T], rows of cos and sin; null = one after the other
 };
 
 enum class Activation : int32_t { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 
-// out [T, size] = activation(x[:, :size]) (· x[:, size : 2 · size] if gated).
+// out [T, size] = activation(x[:, :size]) (· x[:, size : 2 · size] if gated); or some columns.
 struct ActivationArgs {
     const void* x;
     void* out;
@@ -48,6 +49,7 @@ struct ActivationArgs {
     Activation activation;
     bool gated;
     DType dtype;
+    int32_t begin = 0, end = -1;  // columns of out; −1 = all from `begin` on
 };
 
 }  // namespace infercore

@@ -15,6 +15,7 @@ const Kernels TABLE = {
     false,
 #endif
     linear,
+    round_rows,
     attention_write,
     attention_attend,
     attention_merge,
@@ -22,6 +23,10 @@ const Kernels TABLE = {
     rope,
     activate,
     elementary,
+    embed,
+    arrange,
+    add_bias,
+    linear_rows,
 };
 
 }  // namespace infercore::INFERCORE_ISA

@@ -1,4 +1,5 @@
-#include "linear_panel.h"
+#include "linear_int8.h"
+#include "linear_put.h"
 
 namespace infercore::INFERCORE_ISA {
 namespace {
@@ -16,8 +17,6 @@ constexpr int some(int kind) { return kind < INT8 ? 12 : 0; }
 
 // Whether there is nothing to decode.
 constexpr bool plain(int kind) { return kind == FLOAT32 || kind == PAIRS; }
-
-constexpr int least(int a, int b) { return a < b ? a : b; }
 
 // sums [M][NR · 16] += x [M, columns of lines [start, stop)] · panels.
 template <int M, int NR, bool FETCH, int KIND>
@@ -60,30 +59,6 @@ inline void tile_of(int rows, Panel<KIND> (&panels)[NR], int start, int stop,
         if (rows < M) return tile_of<M - 1, NR, FETCH>(rows, panels, start, stop, x, stride, sums);
     }
     tile<M, NR, FETCH>(panels, start, stop, x, stride, sums);
-}
-
-template <class T>
-void put(const LinearArgs& args, const float* sums, int row, int rows, int panel, int panels) {
-    for (int m = 0; m < rows; ++m) {
-        T* y = static_cast<T*>(args.y) + (row + m) * args.y_stride;
-        for (int p = 0; p < panels; ++p)
-            for (int i = 0; i < PANEL; i += WIDTH) {
-                const Floats sum = load(sums + (m * panels + p) * PANEL + i);
-                const int at = (panel + p) * PANEL + i, left = args.weight->n - at;
-                if (left >= WIDTH)
-                    store(y + at, sum);
-                else if (left > 0)
-                    store_some(y + at, sum, left);
-            }
-    }
-}
-
-// Rows [row, row + rows), the sums of `panels` panels [rows][panels · 16].
-void put(const LinearArgs& args, const float* sums, int row, int rows, int panel, int panels) {
-    if (args.y_bfloat16)
-        put<BFloat16>(args, sums, row, rows, panel, panels);
-    else
-        put<float>(args, sums, row, rows, panel, panels);
 }
 
 // A few rows: each weight is decoded in registers, where it meets all of them.
@@ -177,6 +152,7 @@ void product(const LinearArgs& args, int begin, int end) {
 }  // namespace
 
 void linear(const LinearArgs& args, int begin, int end) {
+    if (args.rounded != nullptr) return linear_int8(args, begin, end);
     switch (args.weight->kind) {
         case FLOAT32: return product<FLOAT32>(args, begin, end);
         case BFLOAT16:

@@ -11,6 +11,11 @@
 //
 // Every output is one chain of multiply-adds in float32, in the panel's order. Whatever splits the
 // work, by rows of x, by panels or by threads, leaves that chain as it is, and so every bit.
+//
+// Where weights have scales, x may be rounded to int8 first, so that codes meet codes. Each row is
+// rounded by itself, in blocks: the columns of a group, or 128 of them where a group has more. To
+// do so, take memory for RoundedRows, run `round_rows` over the rows of x, then `linear` over the
+// panels with LinearArgs.rounded set. The products of a block are summed in int32, exactly.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +40,8 @@ constexpr int steps(int32_t kind) {
     return kind == FLOAT32 || kind == PAIRS ? 1 : kind <= FLOAT16 ? 2 : kind == INT8 ? 4 : 8;
 }
 
+constexpr int BLOCK_COLUMNS = 128;  // of x that share a scale when they are rounded, at most
+
 // A weight; nothing of it is owned. Groups are runs of lines that share scales.
 struct LinearWeight {
     int32_t kind;
@@ -49,6 +56,41 @@ struct LinearWeight {
     const int32_t* group_start;  // [groups + 1], first line of each group
     const int32_t* columns;      // [lines · steps], the column of x that meets here, −1 none;
                                  // null where that is 0, 1, 2, … and none behind the last
+    const uint8_t* bytes = nullptr;  // [16], in CODEBOOK4: 128 + what a code is worth in units,
+                                     // a whole number; null where x is not rounded
+    float unit = 1;                  // of `bytes`; 1 for other kinds
+    int32_t rounds = 0;              // x is to be rounded to int8
+};
+
+// Blocks of a row of x that is rounded.
+inline int32_t blocks(const LinearWeight& weight) {
+    const int32_t most = BLOCK_COLUMNS / steps(weight.kind);
+    int32_t count = 0;
+    for (int32_t g = 0; g < weight.groups; ++g)
+        count += (weight.group_start[g + 1] - weight.group_start[g] + most - 1) / most;
+    return count;
+}
+
+// Rows of x ≈ code · scale, rounded for one weight by `round_rows` of the same instruction set.
+struct RoundedRows {
+    int8_t* codes;       // [m, code_stride], in a form of the instruction set's own
+    int64_t code_stride; // bytes, at least code_bytes(weight); a multiple of 8, as is the address
+    float* scales;       // [m, blocks], with the weight's unit in them
+    float* sums;         // [m, blocks], of the codes
+    int32_t blocks;      // blocks(weight)
+};
+
+// Bytes of a row's codes in the widest form.
+inline int64_t code_bytes(const LinearWeight& weight) {
+    return static_cast<int64_t>(weight.lines) * steps(weight.kind) * 2;
+}
+
+struct RoundArgs {
+    const LinearWeight* weight;
+    const void* x;       // [m, k], in the order of W's columns
+    int64_t x_stride;    // numbers from one row to the next
+    int32_t x_bfloat16;  // else float32
+    RoundedRows to;
 };
 
 // One product. x [m, lines · steps], already in the order of `columns`: float32, or, for a weight
@@ -62,6 +104,7 @@ struct LinearArgs {
     int32_t x_pairs;     // else float32
     int32_t y_bfloat16;  // else float32
     int32_t m;
+    const RoundedRows* rounded = nullptr;  // in place of x, which is not read
 };
 
 }  // namespace infercore
@@ -71,6 +114,9 @@ namespace infercore::INFERCORE_ISA {
 
 // Outputs of panels [begin, end), of all m rows.
 void linear(const LinearArgs& args, int begin, int end);
+
+// Rows [begin, end) of x, to int8.
+void round_rows(const RoundArgs& args, int begin, int end);
 
 }  // namespace infercore::INFERCORE_ISA
 #endif

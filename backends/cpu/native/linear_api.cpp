@@ -83,6 +83,37 @@ int grain(const LinearWeight& weight, int panels, int m) {
     return count < TOGETHER ? count : (count + TOGETHER - 1) / TOGETHER * TOGETHER;
 }
 
+// Panels of all, shared out among the threads.
+void multiply(const LinearArgs& args) {
+    const int panels = (args.weight->n + PANEL - 1) / PANEL;
+    const int each = grain(*args.weight, panels, args.m);
+    const auto run = kernels().linear;
+    parallel((panels + each - 1) / each, [&](int task) {
+        const int begin = task * each, end = begin + each;
+        run(args, begin, end < panels ? end : panels);
+    });
+}
+
+// y = x Wᵀ with x rounded to int8. False where there is no memory for that.
+bool multiply_rounded(const LinearWeight& weight, const void* x, bool bfloat16, void* y, int m) {
+    const int32_t count = blocks(weight);
+    const int64_t stride = (code_bytes(weight) + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
+    const size_t numbers = static_cast<size_t>(m) * count;
+    void* const memory = scratch.take(m * stride + 2 * numbers * sizeof(float));
+    if (memory == nullptr) return m == 0;
+    float* const scales = reinterpret_cast<float*>(static_cast<char*>(memory) + m * stride);
+    int8_t* const codes = static_cast<int8_t*>(memory);
+    const RoundedRows rows = {codes, stride, scales, scales + numbers, count};
+    const RoundArgs round = {&weight, x, weight.k, bfloat16, rows};
+    const auto run = kernels().round_rows;
+    if (m * stride > SERIAL)
+        parallel(m, [&](int row) { run(round, row, row + 1); });
+    else
+        run(round, 0, m);
+    multiply({&weight, nullptr, 0, y, weight.n, 0, bfloat16, m, &rows});
+    return true;
+}
+
 // The bits of one weight. 4-bit cells lie as kinds keep them: even columns in the low halves.
 uint32_t bits_of(int32_t kind, const uint8_t* row, int column) {
     uint32_t word = 0;
@@ -146,8 +177,10 @@ void infercore_linear_pack(const LinearWeight* weight, const uint8_t* rows, int6
 enum { FLOAT32_X = 0, BFLOAT16_X = 1, PAIRS_OF_X = 2 };
 
 // y [m, n] = x [m, k] Wᵀ, both without gaps. y is float32 where x is, else bfloat16.
+// x is rounded to int8 where the weight says so.
 // 1 where there is no memory for x in the weight's order, else 0.
 int infercore_linear(const LinearWeight* weight, const void* x, int form, void* y, int m) {
+    if (weight->rounds) return !multiply_rounded(*weight, x, form != FLOAT32_X, y, m);
     const int64_t count = static_cast<int64_t>(weight->lines) * steps(weight->kind);
     const bool pairs = weight->kind == BFLOAT16 &&
                        (form == PAIRS_OF_X || (form == BFLOAT16_X && kernels().pairs));
@@ -164,12 +197,7 @@ int infercore_linear(const LinearWeight* weight, const void* x, int form, void* 
     if (rows == nullptr) return m > 0;
     const int64_t stride = pairs ? count / 2 : count;
     const LinearArgs args = {weight, rows, stride, y, weight->n, pairs, form != FLOAT32_X, m};
-    const int panels = (weight->n + PANEL - 1) / PANEL, each = grain(*weight, panels, m);
-    const auto run = kernels().linear;
-    parallel((panels + each - 1) / each, [&](int task) {
-        const int begin = task * each, end = begin + each;
-        run(args, begin, end < panels ? end : panels);
-    });
+    multiply(args);
     return 0;
 }
 

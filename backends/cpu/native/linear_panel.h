@@ -72,6 +72,14 @@ inline Floats multiply_add(Words w, Words x, Floats sum) {
 #endif
 }
 
+// Scales from number `at` on.
+inline Floats scales_at(const LinearWeight& weight, int64_t at) {
+    if (weight.scale_kind == BFLOAT16)
+        return load(static_cast<const BFloat16*>(weight.scales) + at);
+    if (weight.scale_kind == FLOAT16) return load(static_cast<const Float16*>(weight.scales) + at);
+    return load(static_cast<const float*>(weight.scales) + at);
+}
+
 inline Floats converted(Words codes) { return __builtin_convertvector((Ints)codes, Floats); }
 
 template <int KIND>
@@ -98,7 +106,7 @@ class Panel {
             while (weight_->group_start[group_ + 1] <= line) ++group_;
             const int64_t at = first_scale_ + (int64_t)group_ * PANEL;
             for (int i = 0; i < VECTORS; ++i) {
-                scale_[i] = scale(at + i * WIDTH);
+                scale_[i] = scales_at(*weight_, at + i * WIDTH);
                 if constexpr (KIND != CODEBOOK4) {
                     const Halves zero = unaligned<Halves>(weight_->zeros + at + i * WIDTH);
                     offset_[i] = converted(__builtin_convertvector(zero, Words)) * -scale_[i];
@@ -152,14 +160,6 @@ class Panel {
     }
 
   private:
-    Floats scale(int64_t at) const {
-        if (weight_->scale_kind == BFLOAT16)
-            return load(static_cast<const BFloat16*>(weight_->scales) + at);
-        if (weight_->scale_kind == FLOAT16)
-            return load(static_cast<const Float16*>(weight_->scales) + at);
-        return load(static_cast<const float*>(weight_->scales) + at);
-    }
-
     const uint8_t* lines_ = nullptr;
     const LinearWeight* weight_ = nullptr;
     int64_t first_scale_ = 0;

@@ -1,18 +1,15 @@
 #include "pool.h"
 
-#include <sched.h>
-
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "waiting.h"
+
 namespace infercore {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // How long a thread without work looks for it: first without leaving its core, then letting others
 // have it in between, so that a step's many short products find it awake; then it sleeps.
@@ -21,33 +18,6 @@ constexpr auto YIELD = std::chrono::microseconds(1000);
 // How long a caller looks for the end of what others took. It does not yield: on busy cores that
 // costs it its turn, where a sleeper is woken at once.
 constexpr auto FINISH = std::chrono::microseconds(50);
-constexpr int LOOKS = 32;  // between two readings of the clock
-
-inline void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
-// Calls `ready` until it is true or the time is up, then says which; yields between `spin` and
-// `patience`.
-template <class Ready>
-bool wait_awake(const Ready& ready, Clock::duration spin, Clock::duration patience) {
-    const auto start = Clock::now();
-    bool spinning = true;
-    while (true) {
-        for (int i = 0; i < LOOKS; ++i) {
-            if (ready()) return true;
-            if (spinning) pause();
-        }
-        const auto waited = Clock::now() - start;
-        if (waited > patience) return false;
-        spinning = waited < spin;
-        if (!spinning) sched_yield();
-    }
-}
 
 class Pool {
   public:

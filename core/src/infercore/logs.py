@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 
 class JsonFormatter(logging.Formatter):
@@ -32,17 +33,27 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`time level process: message`; control characters of the message are escaped."""
+    """`time level process: message`; control characters of the message are escaped.
+
+    A traceback's lines are indented, so that a line break in an error's text begins no line.
+    """
 
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)-7s {process}: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the library's name
-        record.message = "".join(
-            char if char.isprintable() else char.encode("unicode_escape").decode()
-            for char in record.message
-        )
+        record.message = _escaped(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802, the library's name
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {_escaped(line)}" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def debugging() -> bool:

@@ -109,6 +109,13 @@ SERVER_FLAGS: tuple[Flag, ...] = (
         env="AIP_HEALTH_ROUTE",
     ),
     ours(
+        "read-timeout",
+        float,
+        NETWORK,
+        "Seconds that a request's headers, and then its body, may take to arrive.",
+        "router.read_timeout",
+    ),
+    ours(
         "write-timeout",
         float,
         NETWORK,

@@ -23,6 +23,12 @@ MAX_DIM = 256
 PARTITION = 512  # positions that one thread sums for a single token, where a token's are split
 TILE_ROWS = 48  # queries, times the heads that share keys, that go over the keys together
 TILE_FIELDS, MERGE_FIELDS = 5, 3
+BAD_PLANS = {
+    1: "query_start does not count the step's tokens upwards from 0",
+    2: "context_len is less than a row's tokens, or more than its blocks hold",
+    3: "block_table names a block that was not allocated",
+    4: "slot_mapping names a slot of a block that was not allocated",
+}
 
 
 class Args(ctypes.Structure):
@@ -43,7 +49,10 @@ class Args(ctypes.Structure):
 
 @dataclass(slots=True)
 class Plan:
-    """One step of one group: the arguments that its layers share, and what they point to."""
+    """One step of one group: the arguments that its layers share, and what they point to.
+
+    args.keys: the first layer's; those of the layers follow each other, each before its values.
+    """
 
     args: Args
     held: tuple[object, ...]
@@ -82,41 +91,50 @@ class NativeAttention(Attention):
         self._run = library.infercore_attention
         self._plan = library.infercore_plan_attention
         self._plan.argtypes = (c_void_p, c_int, c_int, c_void_p, c_void_p)
-        self._run.restype = self._plan.restype = None
+        self._run.restype, self._plan.restype = None, c_int
         self._heads = max(spec.num_heads for spec in specs)
         self._padded = -(-specs[0].head_dim // PANEL) * PANEL
+        self._together = max(1, TILE_ROWS * specs[0].num_kv_heads // self._heads)
         self._workspace = torch.empty(0)
 
     def allocate(self, num_blocks: int) -> None:
         # untouched pages of zeros take no memory
         shape = (len(self.specs), 2, self.specs[0].num_kv_heads, num_blocks)
         self.cache = torch.zeros((*shape, self.group.block_size * self._padded), dtype=self.dtype)
-
-    def plan(self, batch: AttentionBatch) -> Plan:
-        spec, tokens, rows = self.specs[0], len(batch.slot_mapping), len(batch.host_context_len)
-        query_start, context_len = batch.query_start.contiguous(), batch.context_len.contiguous()
-        table, slots = batch.block_table.contiguous(), batch.slot_mapping.contiguous()
-        partitions = int((batch.host_context_len // PARTITION + 1).sum())
-        tiles = np.empty((tokens + partitions, TILE_FIELDS), np.int32)
-        merges = np.empty((tokens, MERGE_FIELDS), np.int32)
-        args = Args(
-            slots=slots.data_ptr(),
-            query_start=query_start.data_ptr(),
-            context_len=context_len.data_ptr(),
-            block_table=table.data_ptr(),
-            tokens=tokens,
-            num_blocks=self.cache.shape[3],
-            table_width=table.shape[1],
+        self._shared = Args(
+            keys=self.cache.data_ptr(),
+            num_blocks=num_blocks,
             block_size=self.group.block_size,
-            kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
+            kv_heads=self.specs[0].num_kv_heads,
+            head_dim=self.specs[0].head_dim,
             window=self.group.window or 0,
             cache_dtype=DTYPES[self.dtype],
         )
-        together = max(1, TILE_ROWS * spec.num_kv_heads // self._heads)
-        self._plan(ctypes.byref(args), rows, together, tiles.ctypes.data, merges.ctypes.data)
+
+    def plan(self, batch: AttentionBatch) -> Plan:
+        """Raises ValueError for a row or a block that is none, which no kernel looks at again."""
+        tokens, rows = len(batch.slot_mapping), len(batch.host_context_len)
+        held = (
+            batch.slot_mapping.contiguous(),
+            batch.query_start.contiguous(),
+            batch.context_len.contiguous(),
+            batch.block_table.contiguous(),
+        )
+        width = held[3].shape[1]
+        most = tokens + rows * (width * self.group.block_size // PARTITION + 1)
+        planned = torch.empty(most * TILE_FIELDS + tokens * MERGE_FIELDS, dtype=torch.int32)
+        tiles = planned.data_ptr()
+        args = Args.from_buffer_copy(self._shared)
+        args.slots, args.query_start, args.context_len, args.block_table = (
+            tensor.data_ptr() for tensor in held
+        )
+        args.tokens, args.table_width = tokens, width
+        merges = tiles + most * TILE_FIELDS * planned.itemsize
+        bad = self._plan(ctypes.byref(args), rows, self._together, tiles, merges)
+        if bad:
+            raise ValueError(f"KV group {self.group.name}: {BAD_PLANS[bad]}")
         args.workspace = self._space(args.num_partials)
-        return Plan(args, (slots, query_start, context_len, table, tiles, merges))
+        return Plan(args, (held, planned))
 
     def _space(self, partials: int) -> int:
         floats = partials * self._heads * (self._padded + 2)
@@ -127,7 +145,7 @@ class NativeAttention(Attention):
     def forward(self, layer: int, q: Tensor, k: Tensor, v: Tensor | None, plan: object) -> Tensor:
         assert isinstance(plan, Plan)
         assert v is not None
-        spec, args = self.specs[layer], plan.args
+        spec, args = self.specs[layer], Args.from_buffer_copy(plan.args)
         q, k, v = by_token(q), by_token(k), by_token(v)
         out = torch.empty(q.shape, dtype=q.dtype)
         args.q, args.k, args.v, args.out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()

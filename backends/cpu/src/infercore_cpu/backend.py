@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from infercore.backend import Attention, Backend, PackedLinear
 from infercore.capabilities import FULL, Capabilities, Capability, Support
-from infercore.executor import Executor, ExecutorConfig, KVGroup, Probe
+from infercore.executor import Bucket, Executor, ExecutorConfig, KVGroup, Probe
 from infercore.kinds import Dense, Kind
 from infercore.model_spec import AttentionSpec
 from infercore_cpu import host, native
@@ -22,6 +22,11 @@ TORCH = ((2, 11), (2, 14))  # first version that was tested, first that was not
 SHARE = 0.9  # of the memory that is available at the start, where no budget is given
 
 NATIVE_KINDS = ("dense", "int_grouped", "codebook4")
+
+TORCH_ROUNDS = Capability(
+    Support.UNSUPPORTED, "torch, which multiplies here, rounds differently in company"
+)
+WITHOUT_NATIVE = Capability(Support.NOT_IMPLEMENTED, "only native kernels round activations")
 
 # Without one of these instruction sets torch multiplies the dtype many times slower than float32.
 NATIVE: Mapping[str, frozenset[str]] = {
@@ -108,16 +113,30 @@ class CpuBackend(Backend):
         lib = native.library()
         if lib is None:
             return CpuLinear(kind, self.device(0), self.config.dtype)
-        return native_linear(lib, kind, self._stored_dtype)
+        rounds = self.config.activation_int8
+        return native_linear(lib, kind, self._stored_dtype, rounds=rounds)
 
     def pack_head(self, kind: Kind) -> PackedLinear:
         from infercore_cpu.linear import CpuLinear, native_linear
+        from infercore_cpu.rows import RowsLinear
 
         lib = native.library()
-        if lib is None or (isinstance(kind, Dense) and kind.dtype == "float32"):
-            # a tied embedding shares torch's matrix, where both are float32
+        if lib is None:
             return CpuLinear(kind, self.device(0), "float32")
+        if isinstance(kind, Dense) and kind.dtype == "float32":
+            return RowsLinear(kind, lib)  # a tied embedding shares the matrix
         return native_linear(lib, kind, "float32")
+
+    def compile(self, model: "torch.nn.Module", buckets: Sequence[Bucket]) -> "torch.nn.Module":
+        """One native call per step, of any shape. Ranks that share a model run layer by layer."""
+        from infercore.layers.common import torch_dtype
+        from infercore_cpu.compile import lower
+
+        del buckets
+        lib = native.library()
+        if lib is None or self.config.ranks > 1:
+            return model
+        return lower(model, lib, torch_dtype(self.config.dtype))
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -129,12 +148,9 @@ class CpuBackend(Backend):
             max_in_flight=2,
             late_inputs=FULL,
             prompt_logprobs=FULL,
-            batch_invariant=Capability(
-                Support.UNSUPPORTED, "what torch still multiplies rounds differently in company"
-            ),
-            activation_int8=Capability(
-                Support.NOT_IMPLEMENTED, "no kernel rounds activations of weight-only kinds"
-            ),
+            watermark=FULL,
+            batch_invariant=FULL if native.library() is not None else TORCH_ROUNDS,
+            activation_int8=FULL if native.library() is not None else WITHOUT_NATIVE,
             block_copy=Capability(Support.UNSUPPORTED, "the device's memory is the host's"),
             graph_capture=Capability(Support.UNSUPPORTED, "torch runs eagerly on CPUs"),
         )

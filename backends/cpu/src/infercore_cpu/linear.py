@@ -31,8 +31,9 @@ class CpuLinear(DenseLinear):
 class NativeLinear:
     """y = x Wᵀ by the native kernels, with W as it is stored and sums in float32.
 
-    x and y [T, ·] in float32, bfloat16 or float16. A row of y has the same bits whatever other
-    rows there are and however many threads work.
+    x and y [T, ·] in float32, bfloat16 or float16. Where the weight says so x is rounded to int8
+    on its way, each row by itself, in blocks that follow the weight's groups. A row of y has the
+    same bits whatever other rows there are and however many threads work.
     """
 
     def __init__(self, packed: Packed) -> None:
@@ -55,15 +56,18 @@ class NativeLinear:
         return self.packed.nbytes
 
 
-def native_linear(lib: ctypes.CDLL, kind: Kind, dtype: str) -> NativeLinear:
+def native_linear(
+    lib: ctypes.CDLL, kind: Kind, dtype: str, *, rounds: bool = False
+) -> NativeLinear:
     """Any kind of shape [N, K] in panels; those that no kernel multiplies as dense ones in `dtype`.
 
-    A dense weight stays in its dtype unless `dtype` is a narrower one.
+    A dense weight stays in its dtype unless `dtype` is a narrower one. rounds: x is rounded to
+    int8 where it meets codes.
     """
     if isinstance(kind, IntGrouped):
-        return NativeLinear(_pack_int(lib, kind))
+        return NativeLinear(_pack_int(lib, kind, rounds))
     if isinstance(kind, Codebook4):
-        return NativeLinear(_pack_codebook(lib, kind))
+        return NativeLinear(_pack_codebook(lib, kind, rounds))
     dense = kind if isinstance(kind, Dense) else Dense(kind.dequantize(), "float32")
     if dense.dtype not in ("bfloat16", "float16", dtype):
         dense = _converted(dense, dtype)
@@ -76,17 +80,18 @@ def _converted(dense: Dense, dtype: str) -> Dense:
     return Dense(bits.numpy(), dtype)
 
 
-def _pack_int(lib: ctypes.CDLL, kind: IntGrouped) -> Packed:
+def _pack_int(lib: ctypes.CDLL, kind: IntGrouped, rounds: bool) -> Packed:
     name = "int8" if kind.bits == 8 else "int4"
     used, group_of_column = np.unique(kind.group_of_row, return_inverse=True)
     scales = Dense(kind.scales.data[used], kind.scales.dtype)
     groups = Groups(group_of_column, STEPS[name], scales, kind.zeros[used])
-    return Packed(lib, name, kind.codes, kind.shape[1], groups)
+    return Packed(lib, name, kind.codes, kind.shape[1], groups, rounds=rounds)
 
 
-def _pack_codebook(lib: ctypes.CDLL, kind: Codebook4) -> Packed:
+def _pack_codebook(lib: ctypes.CDLL, kind: Codebook4, rounds: bool) -> Packed:
     stored = kind.scales
     dense = stored if isinstance(stored, Dense) else Dense(stored.dequantize(), "float32")
     scales = Dense(dense.data.T, dense.dtype)
     groups = Groups(kind.blocks.index(), STEPS["codebook4"], scales)
-    return Packed(lib, "codebook4", kind.codes, kind.shape[1], groups, kind.table)
+    columns = kind.shape[1]
+    return Packed(lib, "codebook4", kind.codes, columns, groups, kind.table, rounds=rounds)

@@ -37,6 +37,9 @@ def perplexity(
     ] = None,
     backend: Annotated[str, typer.Option(help="Name of the installed backend.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Compute dtype.")] = "auto",
+    activation_dtype: Annotated[
+        str, typer.Option(help="Inputs of quantized layers: int8, bf16 = not rounded, auto.")
+    ] = "auto",
     quantize: Annotated[
         str | None, typer.Option(help="Quantize MODEL while loading, as `serve` does.")
     ] = None,
@@ -59,7 +62,13 @@ def perplexity(
 
         opened = open_model(model, quantize)
         length = _window(window, opened.spec.max_position)
-        config = EngineConfig(model, backend=backend, dtype=dtype, threads=threads)
+        config = EngineConfig(
+            model,
+            backend=backend,
+            dtype=dtype,
+            activation_dtype=activation_dtype,
+            threads=threads,
+        )
         windows = consecutive(read_tokens(text, opened.folder.path)[:tokens], length)
         scorer = Scorer(opened, config, length)
         other = None if against is None else Scorer(open_model(against), config, length)
