@@ -195,7 +195,10 @@ def check_row(
     if late is not None and late.drop[i]:
         expected = Choice(0, 0.0, RowStatus.DROPPED)
     assert (int(found.tokens[i]), int(found.status[i])) == (expected.token, expected.status), row
-    assert float(found.logprobs[i]) == pytest.approx(expected.logprob, rel=1e-6, abs=2e-6)
+    assert found.report is not None
+    assert found.report.rows.tolist() == list(range(len(found.tokens)))
+    logprob = float(found.report.logprobs[i])
+    assert logprob == pytest.approx(expected.logprob, rel=1e-6, abs=2e-6)
     if expected.status is RowStatus.OK:
         row.output.append(expected.token)
 
@@ -285,16 +288,20 @@ def test_each_row_gets_the_logprobs_that_it_asked_for() -> None:
     logits = np.round(rng.standard_normal((4, 30)) * 2).astype(np.float32)
     step = step_of(rows, [-1, 0, 3, 5])
     found = sampler.sample(torch.from_numpy(logits), np.arange(4, dtype=np.int32), step, None)
-    assert found.top_ids.shape == (4, 5)
-    assert float(found.logprobs[0]) == 0
-    assert not found.top_ids[0].any()
-    for i, n in ((1, 0), (2, 3), (3, 5)):
+    assert (report := found.report) is not None
+    assert report.top_ids.shape == (3, 5)
+    assert report.rows.tolist() == [1, 2, 3]
+    for at, (i, n) in enumerate(((1, 0), (2, 3), (3, 5))):
         ids, logprobs = top_logprobs(logits[i], n)
-        assert found.top_ids[i, :n].tolist() == ids.tolist()
-        np.testing.assert_allclose(found.top_logprobs[i, :n], logprobs, rtol=1e-6, atol=1e-6)
-        assert float(found.logprobs[i]) == pytest.approx(
+        assert report.top_ids[at, :n].tolist() == ids.tolist()
+        np.testing.assert_allclose(report.top_logprobs[at, :n], logprobs, rtol=1e-6, atol=1e-6)
+        assert float(report.logprobs[at]) == pytest.approx(
             rows[i].expected(logits[i], None).logprob, abs=1e-6
         )
+    silent = sampler.sample(
+        torch.from_numpy(logits), np.arange(4, dtype=np.int32), step_of(rows, [-1] * 4), None
+    )
+    assert silent.report is None
 
 
 def test_prompt_logprobs_are_those_of_the_targets() -> None:

@@ -17,9 +17,9 @@ from infercore.layers.decoder import Decoder
 from infercore.model_spec import ModelSpec
 from infercore.rehearsal import TILE_TARGETS
 from infercore.sampling import RowStatus
-from infercore.step import LateInputs, Step, StepResult
+from infercore.step import Int32, LateInputs, Step, StepResult
 from infercore.worker.parallel import Sharding
-from infercore.worker.sampler import Sampler
+from infercore.worker.sampler import Report, Sampler
 
 
 @dataclass(slots=True)
@@ -102,20 +102,22 @@ class ModelRunner:
         shown = max(0, int(step.num_logprobs.max(initial=0)))
         result = StepResult.blank(step.step_id, step.num_rows, shown)
         self._prompt_logprobs(step, hidden, result)
-        self.last_tokens = torch.zeros(step.num_rows, dtype=torch.int64, device=self.device)
         if len(rows):
-            last = step.query_start[rows + 1].astype(np.int64) - 1
-            logits = self.model.head(hidden[self._tensor(last)])
-            sampled = self.sampler.sample(logits, rows, step, late)
-            self.last_tokens[self._tensor(rows).long()] = sampled.tokens
-            status = sampled.status.cpu().numpy()
-            result.tokens[rows, 0] = sampled.tokens.cpu().numpy()
-            result.n_tokens[rows] = status == RowStatus.OK
-            result.status[rows] = status
-            result.logprobs[rows, 0] = sampled.logprobs.cpu().numpy()
-            shown = sampled.top_ids.shape[1]
-            result.top_ids[rows, 0, :shown] = sampled.top_ids.cpu().numpy()
-            result.top_logprobs[rows, 0, :shown] = sampled.top_logprobs.cpu().numpy()
+            if len(rows) < len(hidden):  # else every token is its row's last
+                last = step.query_start[rows + 1].astype(np.int64) - 1
+                hidden = hidden[self._tensor(last)]
+            sampled = self.sampler.sample(self.model.head(hidden), rows, step, late)
+            result.tokens[rows, 0] = sampled.tokens
+            result.n_tokens[rows] = sampled.status == RowStatus.OK
+            result.status[rows] = sampled.status
+            if sampled.report is not None:
+                _show(sampled.report, rows, result)
+            self.last_tokens = sampled.chosen
+        if len(rows) < step.num_rows:
+            chosen = self.last_tokens
+            self.last_tokens = torch.zeros(step.num_rows, dtype=torch.int64, device=self.device)
+            if len(rows):
+                self.last_tokens[self._tensor(rows).long()] = chosen
         result.seconds = {"forward": forward.seconds, "sample": time.perf_counter() - start}
         return result
 
@@ -124,11 +126,14 @@ class ModelRunner:
         self.sampler.reset()
 
     def _ids(self, step: Step) -> Tensor:
-        ids = self._tensor(step.token_ids).long()
         ahead = np.flatnonzero(step.token_source >= 0)
-        if len(ahead):
-            sources = self._tensor(step.token_source[ahead]).long()
-            ids[self._tensor(ahead)] = self.last_tokens[sources]
+        if not len(ahead):
+            return self._tensor(step.token_ids).long()
+        known = self.last_tokens[self._tensor(step.token_source[ahead]).long()]
+        if len(ahead) == step.num_tokens:
+            return known
+        ids = self._tensor(step.token_ids).long()
+        ids[self._tensor(ahead)] = known
         return ids
 
     def _batch(self, step: Step, group: int) -> AttentionBatch:
@@ -163,3 +168,11 @@ class ModelRunner:
             result.prompt_logprobs[tile] = chosen.cpu().numpy()
             result.prompt_top_ids[tile] = ids.cpu().numpy()
             result.prompt_top_logprobs[tile] = top.cpu().numpy()
+
+
+def _show(report: Report, rows: Int32, result: StepResult) -> None:
+    """Put log-probabilities of sampled rows, which are `rows` of the step, into its result."""
+    at, shown = rows[report.rows], report.top_ids.shape[1]
+    result.logprobs[at, 0] = report.logprobs
+    result.top_ids[at, 0, :shown] = report.top_ids
+    result.top_logprobs[at, 0, :shown] = report.top_logprobs

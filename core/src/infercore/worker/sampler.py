@@ -7,6 +7,7 @@ sorted head of the vocabulary unless their survivors reach beyond it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,18 +30,32 @@ TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(slots=True)
-class Sampled:
-    """What S rows yielded, on the device. Where status is not OK, token and logprob are 0.
+class Report:
+    """Log-probabilities of the A rows that asked for them; 0 where the status is not OK.
 
-    tokens int64[S], status uint8[S] (`RowStatus`), logprobs float32[S]: 0 where not asked for.
-    top_ids int32[S, N], top_logprobs float32[S, N]: N = the most that a row asked for.
+    rows: int64[A], which of the sampled rows. logprobs: float32[A].
+    top_ids int32[A, N], top_logprobs float32[A, N]: N = the most that a row asked for.
     """
 
-    tokens: Tensor
-    status: Tensor
-    logprobs: Tensor
-    top_ids: Tensor
-    top_logprobs: Tensor
+    rows: NDArray[np.int64]
+    logprobs: Float32
+    top_ids: Int32
+    top_logprobs: Float32
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What S rows yielded.
+
+    chosen: int64[S], on the device; means nothing where the status is not OK, but is an id.
+    tokens int32[S], status uint8[S] (`RowStatus`): on the host; 0 where the status is not OK.
+    report: None if no row asked.
+    """
+
+    chosen: Tensor
+    tokens: Int32
+    status: NDArray[np.uint8]
+    report: Report | None
 
 
 class Sampler:
@@ -93,15 +108,15 @@ class Sampler:
         if (late is not None and len(late.rows)) or self._processed[slots].any():
             scores = self._process(logits.clone(), slots, rows, step, late)
             best, tokens = scores.max(dim=1)
-        self._draw(tokens, scores, best, slots, step.seeds[rows], step.sample_positions[rows])
-        dropped = np.zeros(len(rows), np.bool_) if late is None else late.drop[rows]
-        status = _status(highest, best, self._tensor(dropped))
-        tokens = torch.where(status == RowStatus.OK, tokens, 0)
-        self._history.append(slots, tokens, status)
-        if self._marked[slots].any():
-            at = self._tensor(slots).long()
-            self._latest[at] = torch.where(status == RowStatus.OK, tokens, self._latest[at])
-        return Sampled(tokens, status, *self._report(logits, tokens, status, step, rows))
+        if not self._greedy[slots].all():
+            self._draw(tokens, scores, best, slots, step.seeds[rows], step.sample_positions[rows])
+        status = _status(_host(highest), _host(best))
+        if late is not None:
+            status[late.drop[rows]] = RowStatus.DROPPED
+        self._remember(slots, tokens, status)
+        report = self._report(logits, tokens, status, step, rows)
+        host = np.where(status == RowStatus.OK, _host(tokens), 0).astype(np.int32)
+        return Sampled(tokens, host, status, report)
 
     def prompt_logprobs(
         self, logits: Tensor, targets: Tensor, n: int
@@ -117,6 +132,14 @@ class Sampler:
             return chosen, empty.int(), empty
         top, ids = ranked(logits, n)
         return chosen, ids.int(), (top - normalizer).float()
+
+    def _remember(self, slots: Int32, tokens: Tensor, status: NDArray[np.uint8]) -> None:
+        """Append to what slots keep, where the rows are OK."""
+        kept = np.flatnonzero(status == RowStatus.OK)
+        self._history.append(slots, tokens, kept)
+        marked = kept[self._marked[slots[kept]]]
+        if len(marked):
+            self._latest[self._tensor(slots[marked]).long()] = tokens[self._tensor(marked)]
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -238,21 +261,24 @@ class Sampler:
         )
 
     def _report(
-        self, logits: Tensor, tokens: Tensor, status: Tensor, step: Step, rows: Int32
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities of the choices and the likeliest, zero where not asked for."""
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        status: NDArray[np.uint8],
+        step: Step,
+        rows: Int32,
+    ) -> Report | None:
         wanted = step.num_logprobs[rows]
-        shown = min(int(wanted.max(initial=0)), self.vocab_size)
-        logprobs = logits.new_zeros(len(rows))
-        top_ids = torch.zeros(len(rows), shown, dtype=torch.int32, device=self.device)
-        top_logprobs = logits.new_zeros(len(rows), shown)
         asking = np.flatnonzero(wanted != NO_LOGPROBS)
-        if len(asking):
+        if not len(asking):
+            return None
+        if len(asking) < len(rows):
             at = self._tensor(asking)
-            chosen, ids, top = self.prompt_logprobs(logits[at], tokens[at], shown)
-            logprobs[at] = torch.where(status[at] == RowStatus.OK, chosen, 0)
-            top_ids[at], top_logprobs[at] = ids, top
-        return logprobs, top_ids, top_logprobs
+            logits, tokens = logits[at], tokens[at]
+        shown = min(int(wanted.max()), self.vocab_size)
+        chosen, ids, top = map(_host, self.prompt_logprobs(logits, tokens, shown))
+        chosen = np.where(status[asking] == RowStatus.OK, chosen, np.float32(0))
+        return Report(asking, chosen, ids, top)
 
 
 class History:
@@ -292,14 +318,13 @@ class History:
         state = self._rows[rows]
         return state > 0, state >> 1
 
-    def append(self, slots: Int32, tokens: Tensor, status: Tensor) -> None:
-        """Count the tokens of rows that are OK and keep a history."""
-        kept = np.flatnonzero(self._row_of_slot[slots] >= 0)
+    def append(self, slots: Int32, tokens: Tensor, at: NDArray[np.int64]) -> None:
+        """Count the tokens of the rows `at` whose slots keep a history."""
+        kept = at[self._row_of_slot[slots[at]] >= 0]
         if len(kept):
             device = self._rows.device
             rows = torch.from_numpy(self._row_of_slot[slots[kept]]).to(device)
-            at = torch.from_numpy(kept).to(device)
-            self._rows[rows, tokens[at]] += 2 * (status[at] == RowStatus.OK).int()
+            self._rows[rows, tokens[torch.from_numpy(kept).to(device)]] += 2
 
 
 def draw(scaled: Tensor, filters: Filters | None, seeds: UInt64, positions: Int32) -> Tensor:
@@ -312,11 +337,14 @@ def draw(scaled: Tensor, filters: Filters | None, seeds: UInt64, positions: Int3
     return torch.where(noisy == highest, ids, scaled.shape[1] - 1).amin(dim=1)
 
 
-def _status(highest: Tensor, best: Tensor, dropped: Tensor) -> Tensor:
+def _status(highest: Float32, best: Float32) -> NDArray[np.uint8]:
     """`RowStatus` uint8[S]; highest, best: the largest logit as it came and as it was left."""
-    status = torch.full(highest.shape, RowStatus.OK, dtype=torch.uint8, device=highest.device)
-    status.masked_fill_(best == -torch.inf, RowStatus.NO_TOKEN)
+    status: NDArray[np.uint8] = np.full(len(best), RowStatus.OK, np.uint8)
+    status[best == -np.inf] = RowStatus.NO_TOKEN
     # a NaN is the maximum, and is below nothing
-    finite = (highest < torch.inf) & (best < torch.inf)
-    status.masked_fill_(~finite, RowStatus.NOT_FINITE)
-    return status.masked_fill_(dropped, RowStatus.DROPPED)
+    status[~((highest < np.inf) & (best < np.inf))] = RowStatus.NOT_FINITE
+    return status
+
+
+def _host(tensor: Tensor) -> NDArray[Any]:
+    return tensor.cpu().numpy()
