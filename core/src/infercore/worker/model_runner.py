@@ -21,6 +21,8 @@ from infercore.step import Int32, LateInputs, Step, StepResult
 from infercore.worker.parallel import Sharding
 from infercore.worker.sampler import Report, Sampler
 
+_OK = int(RowStatus.OK)
+
 
 @dataclass(slots=True)
 class Forward:
@@ -108,7 +110,7 @@ class ModelRunner:
                 hidden = hidden[self._tensor(last)]
             sampled = self.sampler.sample(self.model.head(hidden), rows, step, late)
             result.tokens[rows, 0] = sampled.tokens
-            result.n_tokens[rows] = sampled.status == RowStatus.OK
+            result.n_tokens[rows] = sampled.status == _OK
             result.status[rows] = sampled.status
             if sampled.report is not None:
                 _show(sampled.report, rows, result)
