@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,17 @@ def test_steps_and_rest_are_no_stall(engine: CountedEngine, clock: Clock, watch:
     assert watch.stalled_seconds() == 0, "work has only just come"
 
 
-@pytest.mark.parametrize("pending", [{"running": 1}, {"waiting": 1}])
+@pytest.mark.parametrize("pending", [EngineStats(running=1), EngineStats(waiting=1)])
 def test_work_without_a_step_is_a_stall(
-    engine: CountedEngine, clock: Clock, watch: StepWatch, pending: dict[str, int]
+    engine: CountedEngine, clock: Clock, watch: StepWatch, pending: EngineStats
 ) -> None:
-    engine.counted = EngineStats(steps=9, **pending)
+    engine.counted = replace(pending, steps=9)
     assert watch.stalled_seconds() == 0
     clock.seconds += 30
     assert watch.stalled_seconds() == 30
     clock.seconds += 30
     assert watch.stalled_seconds() == 60
-    engine.counted = EngineStats(steps=9, failed_steps=1, **pending)
+    engine.counted = replace(pending, steps=9, failed_steps=1)
     assert watch.stalled_seconds() == 0, "a step that failed ended too"
 
 

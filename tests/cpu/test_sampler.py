@@ -288,7 +288,8 @@ def test_each_row_gets_the_logprobs_that_it_asked_for() -> None:
     logits = np.round(rng.standard_normal((4, 30)) * 2).astype(np.float32)
     step = step_of(rows, [-1, 0, 3, 5])
     found = sampler.sample(torch.from_numpy(logits), np.arange(4, dtype=np.int32), step, None)
-    assert (report := found.report) is not None
+    report = found.report
+    assert report is not None
     assert report.top_ids.shape == (3, 5)
     assert report.rows.tolist() == [1, 2, 3]
     for at, (i, n) in enumerate(((1, 0), (2, 3), (3, 5))):

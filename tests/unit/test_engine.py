@@ -75,19 +75,19 @@ def test_a_queue_is_bounded_by_tokens_and_takes_any_prompt_when_it_is_empty() ->
 
 
 def test_a_refusal_says_how_long_the_queue_takes_at_its_pace() -> None:
-    now = 1000.0
+    clock = Clock()
     engine = make_engine(
-        NumpyExecutor(), max_num_seqs=1, max_waiting=2, max_overtake=0.0, clock=lambda: now
+        NumpyExecutor(), clock=clock, max_num_seqs=1, max_waiting=2, max_overtake=0.0
     )
     engine.add(Request(1, prompt(9), GREEDY))
     engine.step()  # 9 prompt tokens left the queue
-    now += 10.0
+    clock.now += 10.0
     for request_id in (2, 3):
         engine.add(Request(request_id, prompt(9), GREEDY))
     with pytest.raises(Overloaded) as refusal:
         engine.add(Request(4, prompt(9), GREEDY))
     assert refusal.value.retry_after == pytest.approx(20.0)
-    now += 60.0  # nothing left for longer than it looks back
+    clock.now += 60.0  # nothing left for longer than it looks back
     with pytest.raises(Overloaded) as refusal:
         engine.add(Request(4, prompt(9), GREEDY))
     assert refusal.value.retry_after == 60.0
