@@ -90,7 +90,7 @@ def test_what_is_misspelt_suggests_the_nearest(words: tuple[str, ...], nearest: 
         (("--backend", "abacus"), 3, "no backend 'abacus' is installed; there are: cpu"),
         (("--quantize", "gptq"), 5, "no matrix of the checkpoint is packed, as gptq"),
         (("--hostname", "no.such.host.invalid"), 2, "--hostname no.such.host.invalid"),
-        pytest.param(("--memory-budget", "50M"), 7, "bytes a token", marks=pytest.mark.slow),
+        pytest.param(("--memory-budget", "40M"), 7, "bytes a token", marks=pytest.mark.slow),
         pytest.param(("--dtype", "int3"), 2, "bfloat16, float32, float16", marks=pytest.mark.slow),
         pytest.param(("--max-total-tokens", "99999"), 2, "made for 2048", marks=pytest.mark.slow),
         pytest.param(

@@ -75,9 +75,9 @@ def require_one_sequence(
         return longest
     per_token = sum(group.bytes_per_block / group.block_size for group in groups)
     need = max_model_len * per_token
+    shorter = f", or lower the longest sequence to at most {longest}" if longest >= 2 else ""
     raise MemoryBudgetError(
         f"a sequence of {max_model_len} tokens needs {need / 2**20:.1f} MiB of KV cache "
         f"({per_token:.0f} bytes a token), and {free / 2**20:.1f} MiB are left after weights and "
-        f"workspace: room for {max(longest, 0)} tokens. Raise the memory budget, or lower the "
-        f"longest sequence to at most {max(longest, 0)}."
+        f"workspace: room for {max(longest, 0)} tokens. Raise the memory budget{shorter}."
     )
