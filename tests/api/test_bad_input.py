@@ -81,6 +81,7 @@ NUMBERS: tuple[tuple[str, str, str], ...] = (  # TGI's name, OpenAI's name, JSON
     ("top_p", "top_p", "NaN"),
     ("frequency_penalty", "frequency_penalty", "2.5"),
     ("repetition_penalty", "presence_penalty", "-3"),
+    ("repetition_penalty", "repetition_penalty", "1e-38"),  # a score divided by it is infinite
     ("max_new_tokens", "max_tokens", "0"),
     ("max_new_tokens", "max_tokens", "-1"),
     ("max_new_tokens", "max_tokens", "1000000000000000000000000"),
@@ -181,6 +182,7 @@ def test_prompts_that_do_not_fit_say_the_arithmetic(http: httpx2.Client) -> None
         ({"unheard_of": 1}, "unheard_of"),
         ({"logit_bias": {"4096": 1}}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 1e38}}, "logit_bias"),  # with a penalty it would be infinite
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
         ({"logprobs": True, "top_logprobs": 6}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),

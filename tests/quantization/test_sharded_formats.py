@@ -2,6 +2,7 @@
 
 import pytest
 
+from infercore.hub import demo_path
 from infercore.quantization import QuantizationMethod
 from infercore_quantization.bitsandbytes import Bitsandbytes
 from infercore_quantization.compressed_tensors import CompressedTensors
@@ -33,3 +34,15 @@ def test_ranks_say_what_one_says(name: str, method: type[QuantizationMethod]) ->
     for ranks in (2, 4):
         with running(base, ranks, lambda _: weights) as executor:
             assert_same(expected, said(executor, (5, 40), tokens=6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [Nf4, Int4], ids=lambda method: method.name)
+def test_the_bundled_model_says_it_on_2_ranks(method: type[QuantizationMethod]) -> None:
+    """6 heads over 2 ranks."""
+    bundled = demo_path()
+    _, weights = open_quantized(bundled, method, plain=True)
+    with running(bundled, 1, lambda _: weights) as executor:
+        expected = said(executor, (5, 40), tokens=6)
+    with running(bundled, 2, lambda _: weights) as executor:
+        assert_same(expected, said(executor, (5, 40), tokens=6))

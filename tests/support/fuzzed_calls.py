@@ -61,7 +61,6 @@ HEADERS = (
     ("accept", "image/png"),
     ("origin", "null"),
     ("host", "elsewhere:99999"),
-    ("transfer-encoding", "identity"),
 )
 
 

@@ -35,13 +35,22 @@ async def exchange(port: int, *parts: bytes) -> bytes:
             await writer.drain()
             await asyncio.sleep(0)
         async with asyncio.timeout(PATIENCE):
-            return await reader.read()
+            return await all_of(reader)
     except ConnectionError:
         return b""  # it closed while something was still being sent
     finally:
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def all_of(reader: asyncio.StreamReader) -> bytes:
+    """What is answered until the connection ends, well or not."""
+    heard = b""
+    with suppress(ConnectionError):
+        while chunk := await reader.read(65_536):
+            heard += chunk
+    return heard
 
 
 async def flood(port: int, data: bytes) -> None:

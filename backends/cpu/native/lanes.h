@@ -38,6 +38,7 @@ typedef float Floats __attribute__((vector_size(WIDTH * 4)));
 typedef int32_t Ints __attribute__((vector_size(WIDTH * 4)));
 typedef uint32_t Words __attribute__((vector_size(WIDTH * 4)));
 typedef uint16_t Halves __attribute__((vector_size(WIDTH * 2)));
+typedef uint8_t Bytes __attribute__((vector_size(WIDTH)));
 
 // Minus zero changes no number, −0 neither, so the compiler leaves only the broadcast.
 inline Floats splat(float x) { return x - Floats{}; }

@@ -51,7 +51,8 @@ struct LinearWeight {
     int32_t scale_kind;          // FLOAT32, BFLOAT16 or FLOAT16
     const uint8_t* panels;       // [ceil(n / 16)][lines][64]
     const void* scales;          // [ceil(n / 16)][groups][16]
-    const uint16_t* zeros;       // the same: W = (code − zero) · scale; null for CODEBOOK4
+    const void* zeros;           // the same: W = (code − zero) · scale; uint8_t for INT4, uint16_t
+                                 // for INT8; null for CODEBOOK4
     const float* table;          // [16], what a code is worth in CODEBOOK4
     const int32_t* group_start;  // [groups + 1], first line of each group
     const int32_t* columns;      // [lines · steps], the column of x that meets here, −1 none;

@@ -150,9 +150,7 @@ __attribute__((noinline)) void tile(Walk walk, int end, int panel, const Lines<N
             const int64_t at = (int64_t)group * PANEL + i % VECTORS * WIDTH;
             const Floats scale = scales_at(weight, at);
             Floats zero = splat(-128.0f);
-            if constexpr (KIND != CODEBOOK4)
-                zero = -converted(
-                    __builtin_convertvector(unaligned<Halves>(weight.zeros + at), Words));
+            if constexpr (KIND != CODEBOOK4) zero = -zeros_at<KIND>(weight, at);
             for (int m = 0; m < M; ++m) {
                 float* const total = totals + m * NR * PANEL + i * WIDTH;
                 const Floats sum = converted((Words)sums[m * COUNT + i]);

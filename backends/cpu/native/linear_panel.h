@@ -1,6 +1,8 @@
 // What a panel's lines are worth: each kind of weight, decoded to float lanes in registers.
 #pragma once
 
+#include <type_traits>
+
 #include "lanes.h"
 #include "linear.h"
 
@@ -82,6 +84,15 @@ inline Floats scales_at(const LinearWeight& weight, int64_t at) {
 
 inline Floats converted(Words codes) { return __builtin_convertvector((Ints)codes, Floats); }
 
+// Zero points from number `at` on.
+template <int KIND>
+inline Floats zeros_at(const LinearWeight& weight, int64_t at) {
+    using Number = std::conditional_t<KIND == INT4, uint8_t, uint16_t>;
+    using Numbers = std::conditional_t<KIND == INT4, Bytes, Halves>;
+    const Numbers zeros = unaligned<Numbers>(static_cast<const Number*>(weight.zeros) + at);
+    return converted(__builtin_convertvector(zeros, Words));
+}
+
 template <int KIND>
 class Panel {
   public:
@@ -107,10 +118,8 @@ class Panel {
             const int64_t at = first_scale_ + (int64_t)group_ * PANEL;
             for (int i = 0; i < VECTORS; ++i) {
                 scale_[i] = scales_at(*weight_, at + i * WIDTH);
-                if constexpr (KIND != CODEBOOK4) {
-                    const Halves zero = unaligned<Halves>(weight_->zeros + at + i * WIDTH);
-                    offset_[i] = converted(__builtin_convertvector(zero, Words)) * -scale_[i];
-                }
+                if constexpr (KIND != CODEBOOK4)
+                    offset_[i] = zeros_at<KIND>(*weight_, at + i * WIDTH) * -scale_[i];
             }
             const int end = weight_->group_start[group_ + 1];
             return end < stop ? end : stop;

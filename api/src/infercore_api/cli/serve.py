@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,15 @@ def with_flags(command: Any, flags: Sequence[Flag] = FLAGS) -> Any:
     parameters = [each for each in own if each.kind is not inspect.Parameter.VAR_KEYWORD]
     parameters.append(_parameter(config_file.NAME, config_file.option(), Path | None))
     parameters += [_parameter(flag.key, _option(flag), _type(flag)) for flag in flags]
-    command.__signature__ = inspect.Signature(parameters)
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
-    return command
+
+    @wraps(command)
+    def with_them(**values: Any) -> Any:
+        return command(**values)
+
+    filled: Any = with_them
+    filled.__signature__ = inspect.Signature(parameters)
+    filled.__annotations__ = {each.name: each.annotation for each in parameters}
+    return filled
 
 
 def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from infercore.sampling import SamplingParams
-from infercore_api.router.validation import ExactBody, Limits
+from infercore_api.router.validation import MAX_MESSAGES, ExactBody, Limits
 
 CACHE_CONTROL = frozenset({"cache_control"})  # equal prefixes are cached without being asked
 IGNORED = CACHE_CONTROL | {
@@ -53,7 +53,7 @@ class CountBody(ExactBody):
     }
 
     model: str
-    messages: list[Turn] = Field(min_length=1)
+    messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: str | list[TextBlock] = Field(default_factory=list)
 
     def for_template(self) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from infercore.errors import RequestError
 from infercore_api.observability.trace_setup import open_traces
@@ -43,7 +44,8 @@ def create_app(state: RouterState, register_routes: RegisterRoutes) -> FastAPI:
     """
     traces = open_traces(state.options)
     handlers: dict[Any, Any] = dict.fromkeys(
-        (RequestError, RequestValidationError, HTTPException, Exception), _answer_problem
+        (RequestError, RequestValidationError, HTTPException, ClientDisconnect, Exception),
+        _answer_problem,
     )
     app = FastAPI(
         title="InferCore",
@@ -110,7 +112,8 @@ def _stack(options: RouterOptions, traces: "Traces | None") -> list[Middleware]:
     keys = ApiKeys(options.api_keys, file)
     if keys:
         stack.append(Middleware(Authorization, keys=keys, open_routes=health))
-    return [*stack, Middleware(BodyLimit, limit=options.payload_limit)]
+    most = options.payload_limit * options.max_concurrent_requests
+    return [*stack, Middleware(BodyLimit, limit=options.payload_limit, total=most)]
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:

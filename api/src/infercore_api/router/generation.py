@@ -6,6 +6,7 @@ open ──▶ tokenize ──▶ start ──▶ token … token ──▶ end 
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Sequence
 from time import monotonic
 from types import TracebackType
@@ -13,13 +14,21 @@ from typing import Self
 
 from infercore.engine.pace import Pace
 from infercore.engine.request import FinishReason, Request, TokenLogprobs
-from infercore.errors import EngineUnavailable, InvalidRequest, Overloaded, RequestError
+from infercore.errors import (
+    EngineUnavailable,
+    GenerationFailed,
+    InvalidRequest,
+    Overloaded,
+    RequestError,
+)
 from infercore.text.tokenizer import Tokenizer
 from infercore_api.observability.logs import RequestRecord
 from infercore_api.observability.metrics import Metrics
 from infercore_api.router.choice import Choice, Listener, Prompt
 from infercore_api.router.engine_client import EngineClient
 from infercore_api.router.problems import problem_of
+
+log = logging.getLogger(__name__)
 
 
 class Generation:
@@ -97,6 +106,8 @@ class Generation:
 
     def _fill_record(self, outcome: BaseException | None) -> None:
         record = self.record
+        if isinstance(outcome, GenerationFailed):  # the client is told less of it
+            log.warning("request %s failed: %s", record.request_id, outcome)
         record.prompt_tokens = self.prompt_tokens
         record.cached_tokens = self.cached_tokens
         record.generated_tokens = self.generated_tokens

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from infercore.child import ExitCode, Lifeline
 from infercore.engine.info import EngineInfo
@@ -60,6 +61,21 @@ def _options(fields: dict[str, Any]) -> RouterOptions:
     return RouterOptions(**values)
 
 
+def http_server(app: ASGIApp, options: RouterOptions) -> uvicorn.Server:
+    """The HTTP server of `app`, which listens where its `serve` is told to."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=HttpProtocol.within(options.read_timeout),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=_CLOSE_SECONDS,
+        )
+    )
+
+
 async def serve(lifeline: Lifeline) -> int:
     """Serve until SIGTERM, then drain. Returns the process's exit code. Raises ConfigError."""
     config = lifeline.config
@@ -77,18 +93,7 @@ async def serve(lifeline: Lifeline) -> int:
         _options(config["router"]),
         read_tokenizer_info(model),
     )
-    app = create_app(state, PluginManager().register_routes)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=HttpProtocol,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=_CLOSE_SECONDS,
-        )
-    )
+    server = http_server(create_app(state, PluginManager().register_routes), state.options)
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)

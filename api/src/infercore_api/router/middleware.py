@@ -4,13 +4,16 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infercore.errors import Overloaded
 from infercore_api.observability.logs import RequestRecord, log_access
 from infercore_api.router.problems import problem_of, speaks_anthropic
 
+_RETRY_SECONDS = 1.0
 _PLAIN_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -48,11 +51,16 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses bodies that are not JSON (415) or longer than `limit` bytes (413)."""
+    """Refuses bodies that are not JSON (415) or longer than `limit` bytes (413).
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    total: most bytes that the bodies of all requests in work may have; over it is 429.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, total: int) -> None:
         self.app = app
         self._limit = limit
+        self._total = total
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -70,23 +78,37 @@ class BodyLimit:
         if error is not None:
             await problem_of(error).response(scope["path"])(scope, receive, send)
             return
-        await self.app(scope, self._counted(receive), send)
+        counted = _Counted(receive)
+        try:
+            await self.app(scope, lambda: self._receive(counted), send)
+        finally:
+            self._held -= counted.size
 
-    def _counted(self, receive: Receive) -> Receive:
-        seen = 0
-
-        async def receive_counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise self._too_large()
-            return message
-
-        return receive_counted
+    async def _receive(self, counted: "_Counted") -> Message:
+        message = await counted.receive()
+        size = len(message.get("body", b""))
+        counted.size += size
+        self._held += size
+        if counted.size > self._limit:
+            raise self._too_large()
+        if self._held > self._total:
+            raise Overloaded(
+                f"The requests in work hold over {self._total} bytes. Try again in "
+                f"{_RETRY_SECONDS:.0f} s.",
+                _RETRY_SECONDS,
+            )
+        return message
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"The body is longer than {self._limit} bytes")
+
+
+@dataclass(slots=True)
+class _Counted:
+    """Where a request's body comes from, and how much of it came."""
+
+    receive: Receive
+    size: int = 0
 
 
 def _is_json(content_type: bytes) -> bool:

@@ -60,7 +60,8 @@ def prepare(state: RouterState, body: ChatBody) -> Sequence[Prompt]:
     text = state.chat_template.render(messages, variables=body.chat_template_kwargs)
     # the template wrote the special tokens itself
     ids = state.tokenizer.encode(text, add_special_tokens=False)
-    max_tokens = state.limits.fit(len(ids), body.most_tokens, "messages")
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    max_tokens = state.limits.fit(len(ids), body.most_tokens, "messages", name)
     mark = state.limits.mark(body.watermark)
     sampling = body.sampling(max_tokens, body.num_logprobs, mark)
     return choices_of(Prompt(text, ids, sampling, body.include_stop_str_in_output), body.n)

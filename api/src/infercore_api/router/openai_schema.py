@@ -8,7 +8,13 @@ from pydantic import ConfigDict, Field
 from infercore.errors import InvalidRequest
 from infercore.sampling import SamplingParams
 from infercore.watermark import Watermark
-from infercore_api.router.validation import Body, ExactBody, Limits
+from infercore_api.router.validation import (
+    MAX_MESSAGES,
+    MAX_STOP_TOKEN_IDS,
+    Body,
+    ExactBody,
+    Limits,
+)
 
 IGNORED = frozenset(
     {
@@ -76,7 +82,9 @@ class OpenAIBody(ExactBody):
         """Refuse what is out of the server's limits; ranges are SamplingParams' to check."""
         limits.check_choices(self.n)
         limits.check_stop(self.stops)
-        limits.check_ids(self._bias(), "logit_bias")
+        limits.check_bias(self._bias())
+        limits.check_repetition(self.repetition_penalty)
+        limits.check_count(len(self.stop_token_ids), MAX_STOP_TOKEN_IDS, "stop_token_ids")
         limits.check_ids(self.stop_token_ids, "stop_token_ids")
         limits.mark(self.watermark)
 
@@ -162,7 +170,7 @@ class ChatBody(OpenAIBody):
         "web_search_options": (),
     }
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int = 0

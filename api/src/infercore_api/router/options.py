@@ -16,6 +16,7 @@ class RouterOptions:
     max_client_batch_size: most prompts in a completion request, and most choices per prompt.
     payload_limit: bytes of a request body.
     validation_workers: threads that tokenize.
+    read_timeout: seconds that a request's head, and then its body, may take to arrive.
     write_timeout: seconds that a client may leave its stream unread before it is aborted.
     keep_alive: seconds of silence in a stream before a comment is sent.
     stall_timeout: seconds of the engine with work and without a step before it is not alive.
@@ -41,6 +42,7 @@ class RouterOptions:
     max_client_batch_size: int = 4
     payload_limit: int = 2_000_000
     validation_workers: int = 2
+    read_timeout: float = 30.0
     write_timeout: float = 30.0
     keep_alive: float = 15.0
     stall_timeout: float = 120.0

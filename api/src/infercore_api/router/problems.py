@@ -6,6 +6,7 @@ TGI's paths answer `{"error", "error_type"}`, OpenAI's (`/v1/...`)
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from infercore.errors import (
@@ -22,6 +24,12 @@ from infercore.errors import (
     Overloaded,
     RequestError,
     TemplateError,
+)
+
+# a path, an address, an object's repr, a trace, a place in a source file, a version
+_INSIDE = re.compile(
+    r"(?:^|[\s'\"(\[])/[\w.-]+/|0x[0-9a-fA-F]{4,}|<[\w.]+ (?:object|at)\b|Traceback|\n"
+    r"|\.(?:py|cpp|cu|h|so)\b|\b\d+\.\d+\.\d+\b"
 )
 
 
@@ -70,8 +78,10 @@ _HTTP_NAMES = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "payload_too_large",
     415: "unsupported_media_type",
+    431: "headers_too_large",
 }
 
 
@@ -211,18 +221,32 @@ def problem_of(error: BaseException) -> Problem:
         case GenerationFailed():
             # the same request would most likely fail again
             stop = {"x-should-retry": "false"}
-            return Problem(_ROWS[GenerationFailed], str(error), headers=stop)
+            return Problem(_ROWS[GenerationFailed], _outward(error), headers=stop)
         case TemplateError():
             return Problem(_ROWS[TemplateError], str(error), "messages")
         case RequestValidationError():
             return _body_problem(error.errors())
         case HTTPException():
             return _http_problem(error)
+        case ClientDisconnect():
+            # nobody hears it; the access log does
+            return _http_problem(HTTPException(400, "The client left before its body was complete"))
         case _:
             return Problem(_INTERNAL, "Internal server error. Its cause is in the server's log.")
 
 
+def _outward(error: GenerationFailed) -> str:
+    """The message without what a library, or the device, said of this machine's inside."""
+    text, inside = str(error), _INSIDE.search(str(error))
+    if inside is None:
+        return text
+    known = _INSIDE.split(text)[0].rpartition(": ")[0] or "the step failed"
+    return f"{known}. Its cause is in the server's log"
+
+
 def _http_problem(error: HTTPException) -> Problem:
+    if isinstance(error.__cause__, RequestError):  # FastAPI wraps what reading a body raises
+        return problem_of(error.__cause__)
     name = _HTTP_NAMES.get(error.status_code, "http_error")
     kind = "authentication_error" if error.status_code == 401 else "invalid_request_error"
     row = _Row(error.status_code, name, "{}", error.status_code, kind, name)

@@ -1,13 +1,13 @@
 """Body of OpenAI's `/v1/responses`, and what its parameters mean to the core."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from infercore.sampling import SamplingParams
 from infercore_api.router import openai_schema
-from infercore_api.router.validation import ExactBody
+from infercore_api.router.validation import MAX_MESSAGES, ExactBody
 
 IGNORED = openai_schema.IGNORED | {"max_tool_calls"}
 """Fields that change nothing about the answer of a served model; published in the docs."""
@@ -78,7 +78,7 @@ class ResponsesBody(ExactBody):
     }
 
     model: str = ""
-    input: str | list[InputMessage]
+    input: str | Annotated[list[InputMessage], Field(max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, gt=0)
     temperature: float = 1.0

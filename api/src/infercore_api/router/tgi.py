@@ -12,7 +12,12 @@ from infercore_api.router.sagemaker import add_sagemaker
 from infercore_api.router.state import RouterState
 from infercore_api.router.tgi_generate import add_generation
 from infercore_api.router.tokenization import add_tokenization
-from infercore_api.router.validation import MAX_STOP_LENGTH
+from infercore_api.router.validation import (
+    MAX_LOGIT_BIAS,
+    MAX_MESSAGES,
+    MAX_STOP_LENGTH,
+    MAX_STOP_TOKEN_IDS,
+)
 from infercore_api.router.vertex import add_vertex
 from infercore_api.router.watermark import add_watermark
 
@@ -51,6 +56,9 @@ def _info(state: RouterState) -> dict[str, Any]:
         "max_best_of": options.max_best_of,
         "max_stop_sequences": options.max_stop_sequences,
         "max_stop_length": MAX_STOP_LENGTH,
+        "max_stop_token_ids": MAX_STOP_TOKEN_IDS,
+        "max_logit_bias": MAX_LOGIT_BIAS,
+        "max_messages": MAX_MESSAGES,
         "max_top_n_tokens": options.max_top_n_tokens,
         "max_input_tokens": info.max_input_len,
         "max_total_tokens": info.max_model_len,

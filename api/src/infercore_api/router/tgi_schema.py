@@ -49,6 +49,7 @@ class Parameters(Body):
         if self.best_of > 1 and not self.sampled:
             _refuse("best_of", "you must use sampling when `best_of` is > 1")
         self._check_ranges()
+        limits.check_repetition(self.repetition_penalty)
         limits.check_stop(self.stop)
         if self.best_of > 1 and self.seed is not None:
             _refuse("seed", "`seed` must not be set when `best_of` > 1")

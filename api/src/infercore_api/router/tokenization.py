@@ -14,7 +14,7 @@ from infercore.text.chat_template import read_templates
 from infercore.text.tokenizer import TokenSpan, special_tokens
 from infercore_api.router.openai_schema import ChatBody, Message
 from infercore_api.router.state import RouterState
-from infercore_api.router.validation import Body
+from infercore_api.router.validation import MAX_MESSAGES, Body
 
 
 class TokenizeBody(Body):
@@ -43,7 +43,7 @@ class TokenizePromptBody(_NamedBody):
 class TokenizeMessagesBody(_NamedBody):
     """`/tokenize` of a chat, as vLLM has it."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
@@ -96,17 +96,18 @@ def add_tokenization(router: APIRouter, state: RouterState) -> None:
         """The tokens of `inputs`, with the bytes that each covers; or of `prompt`, `messages`."""
         if isinstance(body, TokenizeBody):
             text, special = body.inputs, body.add_special_tokens
-            spans = await state.workers.run(lambda: _spans(state, text, special))
-            return JSONResponse(_shown(spans))
+            # a reply of ten thousand tokens is written on the worker too, not on the event loop
+            return await state.workers.run(
+                lambda: JSONResponse(_shown(_spans(state, text, special)))
+            )
         state.check_model(body.model)
-        return JSONResponse(await state.workers.run(lambda: _tokens(state, body)))
+        return await state.workers.run(lambda: JSONResponse(_tokens(state, body)))
 
     @router.post("/chat_tokenize")
     async def chat_tokenize(body: ChatBody) -> JSONResponse:
         """The prompt that a chat becomes, and its tokens."""
         state.check_model(body.model)
-        text, spans = await state.workers.run(lambda: _chat_spans(state, body))
-        return JSONResponse({"tokenize_response": _shown(spans), "templated_text": text})
+        return await state.workers.run(lambda: JSONResponse(_chat_tokens(state, body)))
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> JSONResponse:
@@ -144,10 +145,11 @@ def _spans(state: RouterState, text: str, special: bool) -> list[TokenSpan]:
     return state.tokenizer.encode_spans(text, add_special_tokens=special)
 
 
-def _chat_spans(state: RouterState, body: ChatBody) -> tuple[str, list[TokenSpan]]:
+def _chat_tokens(state: RouterState, body: ChatBody) -> dict[str, Any]:
     messages = [message.for_template() for message in body.messages]
     text = state.chat_template.render(messages, variables=body.chat_template_kwargs)
-    return text, _spans(state, text, special=False)
+    spans = _spans(state, text, special=False)
+    return {"tokenize_response": _shown(spans), "templated_text": text}
 
 
 def _shown(spans: Sequence[TokenSpan]) -> list[dict[str, Any]]:

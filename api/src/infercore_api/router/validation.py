@@ -59,6 +59,11 @@ class ExactBody(Body):
 
 
 MAX_STOP_LENGTH = 1000  # characters; a table is made of each, where nothing else may take long
+MAX_STOP_TOKEN_IDS = 128
+MAX_LOGIT_BIAS = 1024  # entries; OpenAI has taken 300
+LARGEST_BIAS = 100.0  # OpenAI's range
+LEAST_REPETITION_PENALTY = 1e-30  # a score divided by less need not fit into float32
+MAX_MESSAGES = 2048  # of a chat; each is validated on the event loop
 MAX_DEPTH = 64  # of lists and objects in one field; what walks them later may recurse
 
 
@@ -144,6 +149,11 @@ class Limits:
                 param,
             )
 
+    def check_count(self, count: int, most: int, param: str) -> None:
+        """Refuse a field with more entries than `most`, one of this module's numbers."""
+        if count > most:
+            raise InvalidRequest(f"`{param}` takes up to {most} entries. Given: {count}", param)
+
     def check_top_n(self, count: int, param: str = "top_n_tokens") -> None:
         if not 0 <= count <= self.top_n_tokens:
             raise InvalidRequest(
@@ -162,6 +172,25 @@ class Limits:
                     f"{self.vocab_size}",
                     param,
                 )
+
+    def check_bias(self, bias: Mapping[int, float]) -> None:
+        self.check_count(len(bias), MAX_LOGIT_BIAS, "logit_bias")
+        self.check_ids(bias, "logit_bias")
+        for token, value in bias.items():
+            if not -LARGEST_BIAS <= value <= LARGEST_BIAS:
+                raise InvalidRequest(
+                    f"`logit_bias` must be >= -{LARGEST_BIAS:g} and <= {LARGEST_BIAS:g}. "
+                    f"Given: {value:g} for token {token}",
+                    "logit_bias",
+                )
+
+    def check_repetition(self, penalty: float) -> None:
+        """Refuse what makes scores overflow; whether it is positive is checked elsewhere."""
+        if 0 < penalty < LEAST_REPETITION_PENALTY:
+            raise InvalidRequest(
+                f"`repetition_penalty` must be >= {LEAST_REPETITION_PENALTY:g}. Given: {penalty:g}",
+                "repetition_penalty",
+            )
 
     def check_prompt_logprobs(self, param: str) -> None:
         if not self.prompt_logprobs:

@@ -144,7 +144,7 @@ class Groups:
 
     start: int32[G + 1], first line of each group. columns: int32[lines · steps], the column of W
     that lies there, −1 for none; None where all lie in order. scales, zeros: [panels, G, 16],
-    W = (code − zero) · scale; zeros are uint16, None = no zero.
+    W = (code − zero) · scale; zeros are uint8 where codes have 4 bits, else uint16; None = no zero.
     """
 
     def __init__(
@@ -168,7 +168,8 @@ class Groups:
         narrow = scales.dtype in ("bfloat16", "float16")
         self.scale_dtype = scales.dtype if narrow else "float32"
         self.scales = _in_panels(scales.data if narrow else scales.dequantize())
-        self.zeros = None if zeros is None else _in_panels(zeros.astype(np.uint16))
+        width = np.uint8 if steps == STEPS["int4"] else np.uint16  # 0 … 16, 0 … 256
+        self.zeros = None if zeros is None else _in_panels(zeros.astype(width))
 
 
 def whole_table(table: NDArray[np.float32]) -> tuple[float, NDArray[np.uint8]]:
