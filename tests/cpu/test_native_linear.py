@@ -231,9 +231,10 @@ def test_a_weight_takes_little_more_than_its_codes() -> None:
     }
     assert sizes_of["torch.float32"] == 4 * n * k
     assert sizes_of["torch.bfloat16"] == sizes_of["torch.float16"] == 2 * n * k
-    groups = n * k // 32 * 4 + 4 * (k // 32 + 1)  # a scale and a zero of 16 bits each
-    assert sizes_of["int8"] == n * k + groups
-    assert sizes_of["int4"] == sizes_of["int3"] == n * k // 2 + groups
+    groups, starts = n * k // 32, 4 * (k // 32 + 1)
+    assert sizes_of["int8"] == n * k + 4 * groups + starts  # scale and zero have 16 bits each
+    narrow = 3 * groups + starts  # the zero has 8
+    assert sizes_of["int4"] == sizes_of["int3"] == n * k // 2 + narrow
     assert sizes_of["int4, act-order"] == sizes_of["int4"] + 4 * k
 
 
