@@ -1,8 +1,10 @@
 """RouterOptions: what the operator chose for the HTTP side."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from infercore.watermark import PUBLIC_KEY, Watermark, key_of
+if TYPE_CHECKING:
+    from infercore.watermark import Watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ class RouterOptions:
     watermark_delta: float = 2.0
 
     @property
-    def watermark(self) -> Watermark:
+    def watermark(self) -> "Watermark":
         """What marks texts and finds the mark. Raises InvalidRequest for numbers out of range."""
+        from infercore.watermark import PUBLIC_KEY, Watermark, key_of  # NumPy: not for `--help`
+
         key = key_of(self.watermark_key) if self.watermark_key else PUBLIC_KEY
         return Watermark(key, self.watermark_gamma, self.watermark_delta)

@@ -109,6 +109,8 @@ def test_copy(subject: Subject, numerics: Numerics) -> None:
         size = sequences.size
         rows = [(0, size - 2), (1, 9), (2, 2 * size - 5), (3, size)]
         sequences.step(rows)
+        sequences.step([(9, len(sequences.free) * size)])  # what is not copied is not there
+        sequences.release(9)
         source = [block for name, _ in rows for block in sequences.blocks[name]]
         target = [sequences.free.pop(draw.integers(len(sequences.free))) for _ in source]
         _copy(sequences, dict(zip(source, target, strict=True)), draw)
