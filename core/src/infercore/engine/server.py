@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 0.5
 _PROGRESS_SECONDS = 0.1
 _LAST_STEP_SECONDS = 1.0  # how long the end waits for the step under way
+_LAST_STREAM_SECONDS = 0.5  # and for streams to end
 _ID_SPACE = 2**40  # request ids of one stream; the stream's number stands above them
 
 
@@ -77,10 +78,14 @@ class _BrokenProtocol(Exception):
 
 
 class _Stream:
-    """One router's stream: its live requests, and what waits to be written to it."""
+    """One router's stream: its live requests, and what waits to be written to it.
 
-    def __init__(self, number: int) -> None:
+    serving: the task that reads it; the stream ends with it.
+    """
+
+    def __init__(self, number: int, serving: "asyncio.Task[Any]") -> None:
         self.number = number
+        self.serving = serving
         self.live: set[int] = set()
         self.outbox: asyncio.Queue[bytes] = asyncio.Queue()
 
@@ -104,6 +109,7 @@ class EngineServer:
         self._launched: Launched | None = None
         self._last_progress = ("", 0, 0)
         self._progress_told = 0.0
+        self._closing = False
         self._idle = True  # the step thread waits for work
         self._beat = time.monotonic()  # when it last began a step
 
@@ -125,9 +131,11 @@ class EngineServer:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         self._inbox.put(None)
         await asyncio.wait({steps}, timeout=_LAST_STEP_SECONDS)
-        # a stream that has only just arrived is cancelled by grpc itself, with a traceback
-        logging.getLogger("grpc").setLevel(logging.CRITICAL)
-        await server.stop(grace=None)
+        # streams end by themselves: one that grpc has to cancel leaves a traceback
+        self._closing = True
+        for stream in self._streams.values():
+            stream.serving.cancel()
+        await server.stop(grace=_LAST_STREAM_SECONDS)
         for end in ends:
             if end.done():
                 end.result()
@@ -250,8 +258,11 @@ class EngineServer:
         if not self._listener.admits(context.invocation_metadata()):
             log.warning("a stranger is refused: %s has not the secret", context.peer())
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the secret is wrong or missing")
+        serving = asyncio.current_task()
+        if self._closing or serving is None:
+            return
         self._stream_count += 1
-        stream = _Stream(self._stream_count)
+        stream = _Stream(self._stream_count, serving)
         self._streams[stream.number] = stream
         if self._launched is not None:
             stream.outbox.put_nowait(codec.encode_info(self._launched.info))
